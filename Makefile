@@ -41,8 +41,8 @@ check: setup
 
 bench: setup
 	@deploy/os-packages $(BENCH_PACKAGES)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]" --no-build-isolation
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench.install
+	@$(BIN)/python -m tests.bench $(BENCH)
 
 clean:
 	rm -rf build *.egg-info protocols/*.c proxy/*.c protocols/*.so proxy/*.so

