@@ -1,0 +1,88 @@
+"""What every protocol engine is to its caller, and the engine for bytes that nobody reads.
+
+An engine is sans-io: it is given the bytes of one side with the time they came, and returns the bytes for
+the other side. Whatever else it has to say is left in attributes and announced in ``signals``: exchanges
+that ended, a refusal to carry out, a successor to hand the connection to. The caller clears ``signals``.
+"""
+
+from protocols.exchange cimport (
+    COMPLETE, DOWNSTREAM_FIN, TCP, UPSTREAM_FIN, End, Exchange, Protocol,
+)
+
+
+cdef class Refusal:
+    """The end of a connection that an engine will not carry on.
+
+    ``answer`` is what downstream is to be sent before its connection is closed; when it is empty there is
+    nothing left to say (the answer had begun) and the connection is cut. Upstream is cut in either case.
+    """
+
+    def __cinit__(self, bytes answer):
+        self.answer = answer
+
+
+cdef class Codec:
+    """The engine's side of the contract; the signatures with their meaning are in ``codec.pyi``."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.finished = []
+
+    cpdef bytes from_downstream(self, bytes data, double now):
+        raise NotImplementedError
+
+    cpdef bytes from_upstream(self, bytes data, double now):
+        raise NotImplementedError
+
+    cpdef bytes downstream_eof(self, double now):
+        return b""
+
+    cpdef bytes upstream_eof(self, double now):
+        return b""
+
+    cpdef bytes take_held_request(self):
+        return b""
+
+    cpdef bytes take_held_response(self):
+        return b""
+
+    cpdef dial_failed(self, int error, int status, str cause, str text, double now):
+        raise NotImplementedError
+
+    cpdef end(self, End how, int error, double now):
+        raise NotImplementedError
+
+    cpdef bint awaits_head(self, double since):
+        return False
+
+
+cdef class Opaque(Codec):
+    """Carries bytes untouched; the whole connection is one exchange that ends with ``end``."""
+
+    def __init__(self, Protocol protocol, double now):
+        self.exchange = Exchange(protocol, now)
+        self.in_flight = 1
+
+    cpdef bytes from_downstream(self, bytes data, double now):
+        self.exchange.request_bytes += len(data)
+        return data
+
+    cpdef bytes from_upstream(self, bytes data, double now):
+        if self.exchange.first_byte < 0:
+            self.exchange.first_byte = now
+        self.exchange.response_bytes += len(data)
+        return data
+
+    cpdef dial_failed(self, int error, int status, str cause, str text, double now):
+        self.refusal = Refusal(b"")
+        self.signals |= REFUSED
+
+    cpdef end(self, End how, int error, double now):
+        if not self.in_flight:
+            return
+        self.in_flight = 0
+        # A stream of which nothing is understood is complete when either end closes it in order.
+        self.exchange.end = COMPLETE if how == DOWNSTREAM_FIN or how == UPSTREAM_FIN else how
+        self.exchange.error = error
+        self.exchange.ended = now
+        self.finished.append(self.exchange)
+        self.signals |= FINISHED

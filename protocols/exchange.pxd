@@ -1,0 +1,53 @@
+cpdef enum Protocol:
+    HTTP_1_0 = 0
+    HTTP_1_1 = 1
+    HTTP_2 = 2
+    GRPC = 3
+    THRIFT = 4
+    MQTT = 5
+    WEBSOCKET = 6
+    TLS = 7
+    TCP = 8
+
+cpdef enum End:
+    COMPLETE = 0
+    DOWNSTREAM_FIN = 1
+    DOWNSTREAM_RST = 2
+    UPSTREAM_FIN = 3
+    UPSTREAM_RST = 4
+    DIAL_FAILED = 5
+    DOWNSTREAM_FAULT = 6
+    UPSTREAM_FAULT = 7
+    UNREADABLE = 8
+    LOOP = 9
+    OVERLOAD = 10
+    DRAINED = 11
+    HEAD_TIMEOUT = 12
+    INTERNAL = 13
+
+
+cdef class Exchange:
+    cdef public Protocol protocol
+    cdef public End end
+    cdef public int status
+    cdef public int error
+    cdef public bint sampled
+    cdef public bint request_complete
+    cdef public bint response_complete
+    cdef public bint tunnel
+    cdef public bytes method
+    cdef public bytes target
+    cdef public bytes authority
+    cdef public bytes request_id
+    cdef public bytes trace_id
+    cdef public bytes span_id
+    cdef public bytes parent_id
+    cdef public str code
+    cdef public str fault
+    cdef public unsigned long long request_bytes
+    cdef public unsigned long long response_bytes
+    cdef public double connect
+    cdef public double started
+    cdef public double first_byte
+    cdef public double ended
+    cdef public Exchange following

@@ -1,0 +1,29 @@
+"""One request with its response, as every protocol engine reports it.
+
+A plain record: engines fill it in while bytes pass, nobody computes in it. Times are seconds of the
+monotonic clock that the caller hands to the engine; texts stay the bytes that were on the wire.
+``End`` says how the exchange ended as the two sockets showed it; whose fault that was is a verdict
+and is decided elsewhere.
+"""
+
+cimport cython
+
+PROTOCOL_NAMES = ("http/1.0", "http/1.1", "http/2", "grpc", "thrift", "mqtt", "websocket", "tls", "tcp")
+
+
+@cython.freelist(256)
+cdef class Exchange:
+    """See ``exchange.pyi`` for the meaning and unit of each field."""
+
+    def __cinit__(self, Protocol protocol = TCP, double started = 0.0):
+        self.protocol = protocol
+        self.started = started
+        self.end = COMPLETE
+        self.connect = -1.0
+        self.first_byte = -1.0
+        self.ended = -1.0
+
+    def __repr__(self):
+        method = self.method.decode("latin-1") if self.method else "-"
+        target = self.target.decode("latin-1") if self.target else "-"
+        return f"<Exchange {PROTOCOL_NAMES[self.protocol]} {method} {target} {self.status} {End(self.end).name}>"

@@ -1,0 +1,56 @@
+from protocols.codec cimport Codec
+from protocols.exchange cimport End, Exchange
+from protocols.http1_body cimport Body
+from protocols.http1_head cimport Fault, Head, Scan
+from protocols.trace_context cimport Ids, TraceContext
+
+
+# Bytes on their way to the other side, put together from pieces; one for the process, used within one call.
+cdef class Assembly:
+    cdef char* bytes
+    cdef Py_ssize_t length
+    cdef Py_ssize_t room
+
+    cdef int add(self, const void* piece, Py_ssize_t n) except -1
+    cdef int add_line(self, const char* name, bytes value) except -1
+
+
+cdef class Http1(Codec):
+    cdef Ids ids
+    cdef bint strict
+    cdef bint over
+    cdef tuple no_upstream
+    cdef bytes last_authority
+    cdef Exchange oldest
+    cdef Exchange newest
+
+    cdef int request_state
+    cdef Body request_body
+    cdef Scan request_scan
+    cdef double request_started
+    cdef bytearray held_request
+    cdef bytes pending_answer
+    cdef bint downstream_closed
+
+    cdef bint response_in_body
+    cdef Body response_body
+    cdef Scan response_scan
+    cdef double response_started
+    cdef bytearray held_response
+
+    cdef _begin_exchange(self, const unsigned char* p, Head* head, Assembly out)
+    cdef TraceContext _rewrite_trace(self, const unsigned char* p, Head* head, Assembly out)
+    cdef _request_complete(self, double now)
+    cdef _begin_response(self, Exchange exchange, double now)
+    cdef _response_complete(self, double now)
+    cdef _queue(self, Exchange exchange)
+    cdef _queue_partial(self)
+    cdef _finish(self, Exchange exchange, End how, double now)
+    cdef _pop(self, double now)
+    cdef _resume(self)
+    cdef _end_all(self, End how, int error, double now)
+    cdef _refuse_request(self, Fault fault, double now)
+    cdef _refuse_response(self, Fault fault, double now)
+    cdef _refuse(self, bytes text, End rest, int error, double now)
+    cdef _fall_open(self, str reason, double now)
+    cdef _hand_over(self, Codec successor, double now)

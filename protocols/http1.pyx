@@ -1,0 +1,596 @@
+"""HTTP/1.0 and 1.1, observed and passed on.
+
+What was validated is what is sent: heads go on byte for byte with one to three lines spliced in, bodies go
+on as the very objects they came in. Each direction reads heads and bodies in turn; requests queue in the
+order they came and responses are matched to them in that order (RFC 9112 section 9.3).
+
+Three things end the engine before the connection ends. A request to become something else (CONNECT, Upgrade)
+that upstream grants, or bytes that are not HTTP/1, hand the connection to a successor that carries it
+untouched. Framing that two parsers could read differently is refused. The engine must never hold back
+a byte that it could pass, except the head it has not seen the end of.
+"""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.string cimport memcmp, memcpy, memset
+
+from protocols.codec cimport FINISHED, Opaque, REFUSED, RESUMABLE, Refusal, SUCCEEDED
+from protocols.exchange cimport (
+    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, HTTP_1_0, HTTP_1_1, TCP, UNREADABLE,
+    UPSTREAM_FAULT, UPSTREAM_FIN, WEBSOCKET,
+)
+from protocols.http1_body cimport CHUNKED, EMPTY, Framing, SIZED, UNTIL_CLOSE, advance, begin_body
+from protocols.http1_head cimport Field, NONE, NOT_HTTP, find_end, parse_request, parse_response
+from protocols.trace_context cimport TraceContext, continue_trace, new_trace
+
+from http import HTTPStatus
+
+from protocols.http1_head import FAULTS
+
+cdef enum RequestState:
+    HEAD
+    BODY
+    AWAIT_TUNNEL   # the newest request asked for a tunnel; what follows belongs to whatever upstream makes of it
+    AWAIT_ANSWERS  # too many requests wait for their responses
+    CLOSED         # nothing more is read
+
+cdef enum:
+    # Requests in flight on one connection before no more are read from it; they are let in again at half.
+    # Browsers pipelined 4 to 6, nginx and HAProxy read one at a time.
+    MAX_IN_FLIGHT = 64
+
+_METHODS = {m: m for m in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")}
+cdef bytes GET = next(m for m in _METHODS if m == b"GET")
+
+cdef Head head  # of the message being read; used up before the call returns
+
+
+cdef class Assembly:
+    cdef int add(self, const void* piece, Py_ssize_t n) except -1:
+        cdef Py_ssize_t room
+        cdef void* grown
+        if self.length + n > self.room:
+            room = max(2 * self.room, self.length + n, 16 * 1024)
+            grown = PyMem_Realloc(self.bytes, room)
+            if grown == NULL:
+                raise MemoryError
+            self.bytes = <char*>grown
+            self.room = room
+        memcpy(self.bytes + self.length, piece, n)
+        self.length += n
+        return 0
+
+    cdef int add_line(self, const char* name, bytes value) except -1:
+        self.add(name, len(name))
+        self.add(PyBytes_AS_STRING(value), len(value))
+        return self.add(b"\r\n", 2)
+
+    def __dealloc__(self):
+        PyMem_Free(self.bytes)
+
+
+cdef Assembly assembly = Assembly()
+
+
+cdef inline void _rewind(Scan* scan) noexcept nogil:
+    memset(scan, 0, sizeof(Scan))
+
+
+def answer(int status, str text, *, bytes method=None, bytes request_id=None, str cause=None):
+    """The response that ARCA itself gives: ``text`` says in one line what was wrong. The connection ends after it."""
+    body = text.encode("latin-1", "replace") + b"\n"
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        "server: arca",
+        "content-type: text/plain; charset=latin-1",
+        f"content-length: {len(body)}",
+        "connection: close",
+    ]
+    if cause is not None:
+        lines.append(f"x-arca-cause: {cause}")
+    encoded = "\r\n".join(lines).encode("latin-1")
+    if request_id is not None:
+        encoded += b"\r\nX-Request-ID: " + request_id
+    return encoded + b"\r\n\r\n" + (b"" if method == b"HEAD" else body)
+
+
+cdef class Http1(Codec):
+    """The engine of one connection; see ``codec.pyi`` for its methods.
+
+    ``ids`` gives new ids and the sampling rate. With ``strict`` what is not HTTP/1 is refused, not carried.
+    """
+
+    def __init__(self, Ids ids, bint strict = False):
+        self.ids = ids
+        self.strict = strict
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    cpdef bytes from_downstream(self, bytes data, double now):
+        cdef const unsigned char* p
+        cdef Py_ssize_t n, position = 0, copied = 0, used, insert
+        cdef Fault fault
+        cdef bytearray owner = self.held_request
+        cdef Assembly out = assembly
+
+        if self.over or self.request_state == CLOSED:
+            return b""
+        if owner is None:
+            if self.request_state == BODY and self.request_body.framing == SIZED \
+                    and <unsigned long long>len(data) < self.request_body.remaining:
+                # The long middle of an upload: nothing to look at.
+                self.request_body.remaining -= len(data)
+                self.newest.request_bytes += len(data)
+                return data
+            p = <const unsigned char*>PyBytes_AS_STRING(data)
+            n = len(data)
+        else:
+            owner.extend(data)
+            p = <const unsigned char*>PyByteArray_AS_STRING(owner)
+            n = len(owner)
+        out.length = 0
+
+        while position < n:
+            if self.request_state == BODY:
+                fault = advance(&self.request_body, p + position, n - position, &used)
+                self.newest.request_bytes += used
+                position += used
+                if fault != NONE:
+                    self._refuse_request(fault, now)
+                    break
+                if self.request_body.complete:
+                    self._request_complete(now)
+            elif self.request_state == HEAD:
+                if self.request_scan.position == 0:
+                    self.request_started = now
+                fault = find_end(p + position, n - position, &self.request_scan, True)
+                if fault == NONE and not self.request_scan.complete:
+                    break
+                if fault == NONE:
+                    fault = parse_request(p + position, self.request_scan.position, &head)
+                if fault == NOT_HTTP and not self.strict:
+                    self._fall_open("not_http", now)
+                    break
+                if fault != NONE:
+                    self.held_request = bytearray(p[position:n])
+                    self._queue_partial()
+                    self._refuse_request(fault, now)
+                    break
+                _rewind(&self.request_scan)
+                insert = position + head.length - 2
+                out.add(p + copied, position - copied)
+                copied = position
+                self._begin_exchange(p + position, &head, out)
+                copied = insert
+                position += head.length
+                if self.no_upstream is not None:
+                    self.dial_failed(*self.no_upstream, now)
+                    return b""
+                if self.request_body.complete:
+                    self._request_complete(now)
+            else:
+                break
+
+        if self.request_state == CLOSED or self.over and self.successor is None:
+            self.held_request = None
+        elif position < n:
+            if owner is None or position:
+                self.held_request = bytearray(p[position:n])
+        elif owner is not None:
+            self.held_request = None
+        self.pause_downstream = self.held_request is not None and (
+            self.request_state == AWAIT_TUNNEL or self.request_state == AWAIT_ANSWERS
+        )
+        if out.length == 0 and copied == 0:
+            if owner is None and position == n:
+                return data
+            return p[:position]
+        out.add(p + copied, position - copied)
+        return PyBytes_FromStringAndSize(out.bytes, out.length)
+
+    cdef _begin_exchange(self, const unsigned char* p, Head* head, Assembly out):
+        """Note what the head says and write it to ``out`` with our lines in it, all but its last CR LF."""
+        cdef Exchange exchange = Exchange.__new__(
+            Exchange, HTTP_1_0 if head.minor_version == 0 else HTTP_1_1, self.request_started
+        )
+        cdef const unsigned char* method = p + head.method_start
+        cdef Field* field
+        cdef TraceContext trace
+        if head.method_length == 3 and memcmp(method, b"GET", 3) == 0:
+            exchange.method = GET
+        else:
+            exchange.method = method[:head.method_length]
+            exchange.method = _METHODS.get(exchange.method, exchange.method)
+        exchange.target = p[head.target:head.target + head.target_length]
+        exchange.request_bytes = head.length
+        exchange.tunnel = head.upgrade or exchange.method == b"CONNECT"
+        if head.host >= 0:
+            field = &head.fields[head.host]
+            if self.last_authority is None or len(self.last_authority) != field.value_length or memcmp(
+                PyBytes_AS_STRING(self.last_authority), p + field.value, field.value_length
+            ) != 0:
+                self.last_authority = p[field.value:field.value + field.value_length]
+            exchange.authority = self.last_authority
+
+        if head.trace_fields:
+            trace = self._rewrite_trace(p, head, out)
+        else:
+            trace = new_trace(self.ids)
+            out.add(p, head.length - 2)
+        if trace.traceparent is not None and not trace.in_place:
+            out.add_line(b"traceparent: ", trace.traceparent)
+        exchange.trace_id = trace.trace_id
+        exchange.span_id = trace.span_id
+        exchange.parent_id = trace.parent_id
+        exchange.sampled = trace.sampled
+        if head.request_id >= 0:
+            field = &head.fields[head.request_id]
+            exchange.request_id = p[field.value:field.value + field.value_length]
+        else:
+            exchange.request_id = self.ids.uuid()
+            out.add_line(b"X-Request-ID: ", exchange.request_id)
+
+        self._queue(exchange)
+        begin_body(&self.request_body, CHUNKED if head.chunked else SIZED, head.content_length)
+        self.request_state = BODY
+
+    cdef TraceContext _rewrite_trace(self, const unsigned char* p, Head* head, Assembly out):
+        """Write the head to ``out`` as ``_begin_exchange`` does, with its trace headers continued."""
+        cdef list traceparents = [], tracestates = [], found = []
+        cdef dict b3 = {}
+        cdef bytes name, value
+        cdef Py_ssize_t copied = 0
+        cdef Field* field
+        cdef int i
+        cdef TraceContext trace
+        for i in range(head.field_count):
+            field = &head.fields[i]
+            if not (1 < field.name_length < 18):
+                continue
+            name = (<bytes>p[field.start:field.start + field.name_length]).lower()
+            value = p[field.value:field.value + field.value_length]
+            if name == b"traceparent":
+                traceparents.append(value)
+            elif name == b"tracestate":
+                tracestates.append(value)
+            elif name == b"b3" or name.startswith(b"x-b3-"):
+                b3.setdefault(name, value)
+            else:
+                continue
+            found.append((i, name))
+        trace = continue_trace(self.ids, traceparents, tracestates, b3)
+        for i, name in found:
+            field = &head.fields[i]
+            if name == b"traceparent":
+                if trace.traceparent is None:
+                    continue
+                value = trace.traceparent if trace.in_place else None
+            elif name == b"tracestate":
+                if trace.keep_tracestate:
+                    continue
+                value = None
+            elif trace.b3 is not None and name in trace.b3:
+                value = trace.b3[name]
+            else:
+                continue
+            if value is None:
+                out.add(p + copied, field.start - copied)
+                copied = field.end
+            else:
+                out.add(p + copied, field.value - copied)
+                out.add(PyBytes_AS_STRING(value), len(value))
+                copied = field.value + field.value_length
+        out.add(p + copied, head.length - 2 - copied)
+        return trace
+
+    cdef _request_complete(self, double now):
+        cdef Exchange exchange = self.newest
+        exchange.request_complete = True
+        if exchange.tunnel and exchange.status == 0:
+            self.request_state = AWAIT_TUNNEL
+        elif self.in_flight >= MAX_IN_FLIGHT and not self.downstream_closed:
+            self.request_state = AWAIT_ANSWERS
+        else:
+            self.request_state = HEAD
+        if exchange.response_complete:
+            self._finish(exchange, COMPLETE, now)
+            self._pop(now)
+
+    cpdef bytes downstream_eof(self, double now):
+        cdef bytes rest = b""
+        self.downstream_closed = True
+        if self.over or self.held_request is None:
+            return rest
+        if self.request_state == AWAIT_ANSWERS:
+            self.request_state = HEAD
+            rest = self.from_downstream(b"", now)
+            if self.over or self.held_request is None:
+                return rest
+        if self.request_state == HEAD:
+            # A head that will never be complete: what it is to upstream, upstream decides.
+            self._queue_partial()
+        self.request_state = CLOSED
+        return rest + self.take_held_request()
+
+    # -- responses -----------------------------------------------------------------------------------------
+
+    cpdef bytes from_upstream(self, bytes data, double now):
+        cdef const unsigned char* p
+        cdef Py_ssize_t n, position = 0, copied = 0, used
+        cdef Fault fault
+        cdef bytearray owner = self.held_response
+        cdef Assembly out = assembly
+        cdef Exchange exchange
+
+        if self.over:
+            return b""
+        if owner is None:
+            if self.response_in_body and (
+                self.response_body.framing == UNTIL_CLOSE
+                or self.response_body.framing == SIZED and <unsigned long long>len(data) < self.response_body.remaining
+            ):
+                # The long middle of a download: nothing to look at.
+                self.response_body.remaining -= len(data)
+                self.oldest.response_bytes += len(data)
+                return data
+            p = <const unsigned char*>PyBytes_AS_STRING(data)
+            n = len(data)
+        else:
+            owner.extend(data)
+            p = <const unsigned char*>PyByteArray_AS_STRING(owner)
+            n = len(owner)
+        out.length = 0
+
+        while position < n:
+            exchange = self.oldest
+            if exchange is None or exchange.response_complete:
+                self._fall_open("unsolicited_response", now)
+                break
+            if self.response_in_body:
+                fault = advance(&self.response_body, p + position, n - position, &used)
+                exchange.response_bytes += used
+                position += used
+                if fault != NONE:
+                    self._refuse_response(fault, now)
+                    break
+                if self.response_body.complete:
+                    self._response_complete(now)
+                continue
+            if self.response_scan.position == 0:
+                self.response_started = now
+            fault = find_end(p + position, n - position, &self.response_scan, False)
+            if fault == NONE and not self.response_scan.complete:
+                break
+            if fault == NONE:
+                fault = parse_response(p + position, self.response_scan.position, &head)
+            if fault == NOT_HTTP and not self.strict:
+                self._fall_open("not_http", now)
+                break
+            if fault != NONE:
+                self._refuse_response(fault, now)
+                break
+            _rewind(&self.response_scan)
+            exchange.response_bytes += head.length
+            position += head.length
+            if head.status < 200 and head.status != 101:
+                continue
+            exchange.status = head.status
+            exchange.first_byte = self.response_started
+            if head.request_id < 0 and exchange.request_id is not None:
+                out.add(p + copied, position - 2 - copied)
+                out.add_line(b"X-Request-ID: ", exchange.request_id)
+                copied = position - 2
+            self._begin_response(exchange, now)
+            if self.over:
+                break
+
+        if self.over and self.successor is None:
+            self.held_response = None
+        elif position < n:
+            if owner is None or position:
+                self.held_response = bytearray(p[position:n])
+        elif owner is not None:
+            self.held_response = None
+        if out.length == 0 and copied == 0:
+            if owner is None and position == n:
+                return data
+            return p[:position]
+        out.add(p + copied, position - copied)
+        return PyBytes_FromStringAndSize(out.bytes, out.length)
+
+    cdef _begin_response(self, Exchange exchange, double now):
+        """The head of a final response was read into ``head``: what follows it? RFC 9112 section 6.3."""
+        cdef Framing framing
+        if head.status == 101 or (exchange.method == b"CONNECT" and head.status < 300):
+            self._finish(exchange, COMPLETE, now)
+            self._pop(now)
+            self._hand_over(Opaque(WEBSOCKET if head.websocket else TCP, now), now)
+            return
+        if head.status == 204 or head.status == 304 or exchange.method == b"HEAD":
+            framing = EMPTY
+        elif head.chunked:
+            framing = CHUNKED
+        elif head.has_content_length:
+            framing = SIZED
+        else:
+            framing = UNTIL_CLOSE
+        begin_body(&self.response_body, framing, 0 if framing == CHUNKED else head.content_length)
+        self.response_in_body = True
+        if self.request_state == AWAIT_TUNNEL and exchange is self.newest:
+            # Declined: what downstream sends next is a request again.
+            self._resume()
+        if self.response_body.complete:
+            self._response_complete(now)
+
+    cdef _response_complete(self, double now):
+        cdef Exchange exchange = self.oldest
+        self.response_in_body = False
+        exchange.response_complete = True
+        if exchange.request_complete:
+            self._finish(exchange, COMPLETE, now)
+            self._pop(now)
+
+    cpdef bytes upstream_eof(self, double now):
+        cdef bytes rest
+        if self.over:
+            return b""
+        rest = self.take_held_response()
+        if self.response_in_body and self.response_body.framing == UNTIL_CLOSE:
+            self.oldest.request_complete = True
+            self._response_complete(now)
+        self._end_all(DOWNSTREAM_FIN if self.downstream_closed else UPSTREAM_FIN, 0, now)
+        return rest
+
+    # -- the queue of exchanges ----------------------------------------------------------------------------
+
+    cdef _queue(self, Exchange exchange):
+        if self.newest is None:
+            self.oldest = exchange
+        else:
+            self.newest.following = exchange
+        self.newest = exchange
+        self.in_flight += 1
+
+    cdef _queue_partial(self):
+        """An exchange for a head that is not to be understood, with as much of it as can be told."""
+        cdef Exchange exchange = Exchange.__new__(Exchange, HTTP_1_1, self.request_started)
+        cdef bytes line
+        cdef list words
+        exchange.request_bytes = len(self.held_request)
+        line = bytes(self.held_request[:512]).lstrip(b"\r\n").partition(b"\n")[0].rstrip(b"\r")
+        words = line.split(b" ", 2)
+        if len(words) > 1 or len(self.held_request) > len(line):
+            exchange.method = words[0][:32]
+        if len(words) > 1:
+            exchange.target = words[1]
+        self._queue(exchange)
+
+    cdef _finish(self, Exchange exchange, End how, double now):
+        exchange.end = how
+        exchange.ended = now
+        self.finished.append(exchange)
+        self.signals |= FINISHED
+
+    cdef _pop(self, double now):
+        """The oldest exchange is done with; its successor is answered next."""
+        self.oldest = self.oldest.following
+        self.in_flight -= 1
+        if self.oldest is None:
+            self.newest = None
+        elif self.oldest is self.newest and self.pending_answer is not None:
+            self._refuse(self.pending_answer, DOWNSTREAM_FAULT, 0, now)
+        if self.request_state == AWAIT_ANSWERS and self.in_flight <= MAX_IN_FLIGHT // 2:
+            self._resume()
+
+    cdef _resume(self):
+        self.request_state = HEAD
+        self.pause_downstream = False
+        if self.held_request is not None:
+            self.signals |= RESUMABLE
+
+    cdef _end_all(self, End how, int error, double now):
+        """Everything in flight ends; an exchange whose answer is complete ended well."""
+        cdef Exchange exchange = self.oldest, following
+        while exchange is not None:
+            following = exchange.following
+            exchange.following = None
+            if exchange.response_complete:
+                self._finish(exchange, COMPLETE, now)
+            elif exchange.fault is not None and how != UPSTREAM_FAULT:
+                self._finish(exchange, DOWNSTREAM_FAULT, now)
+            else:
+                exchange.error = error
+                self._finish(exchange, how, now)
+            exchange = following
+        self.oldest = self.newest = None
+        self.in_flight = 0
+        self.response_in_body = False
+
+    cpdef end(self, End how, int error, double now):
+        if self.over:
+            return
+        if self.held_request is not None and self.request_state == HEAD:
+            self._queue_partial()
+        self._end_all(how, error, now)
+        self.held_request = self.held_response = None
+        self.over = True
+
+    # -- what the engine does not carry on -----------------------------------------------------------------
+
+    cdef _refuse_request(self, Fault fault, double now):
+        """The newest request breaks the framing: it is answered when its turn comes, and nothing after it is read."""
+        cdef Exchange exchange = self.newest
+        self.request_state = CLOSED
+        exchange.status, exchange.fault = FAULTS[fault]
+        if exchange is self.oldest and (self.response_in_body or exchange.response_complete):
+            # Its answer is on its way already: there is no room for another.
+            self._refuse(b"", DOWNSTREAM_FAULT, 0, now)
+            return
+        self.pending_answer = answer(
+            exchange.status, exchange.fault, method=exchange.method, request_id=exchange.request_id
+        )
+        if exchange is self.oldest:
+            self._refuse(self.pending_answer, DOWNSTREAM_FAULT, 0, now)
+
+    cdef _refuse_response(self, Fault fault, double now):
+        """The response that is being read breaks the framing."""
+        cdef Exchange exchange = self.oldest
+        exchange.fault = FAULTS[fault][1]
+        if self.response_in_body:
+            self._refuse(b"", UPSTREAM_FAULT, 0, now)
+            return
+        exchange.status = 502
+        self._refuse(
+            answer(
+                502, f"the upstream's response was refused: {exchange.fault}", method=exchange.method,
+                request_id=exchange.request_id, cause="protocol_error",
+            ),
+            UPSTREAM_FAULT, 0, now,
+        )
+
+    cpdef dial_failed(self, int error, int status, str cause, str text, double now):
+        cdef Exchange exchange = self.oldest
+        if self.over:
+            return
+        if exchange is None:
+            # Nobody asked yet; whoever does is told.
+            self.no_upstream = (error, status, cause, text)
+            return
+        exchange.status = status
+        self._refuse(
+            answer(status, text, method=exchange.method, request_id=exchange.request_id, cause=cause),
+            DIAL_FAILED, error, now,
+        )
+
+    cdef _refuse(self, bytes text, End rest, int error, double now):
+        self.pending_answer = None
+        self._end_all(rest, error, now)
+        self.refusal = Refusal(text)
+        self.signals |= REFUSED
+        self.over = True
+
+    cdef _fall_open(self, str reason, double now):
+        """From here on the bytes are carried without being read."""
+        self.fallback = reason
+        self._hand_over(Opaque(TCP, now), now)
+
+    cdef _hand_over(self, Codec successor, double now):
+        self._end_all(UNREADABLE, 0, now)
+        self.successor = successor
+        self.signals |= SUCCEEDED
+        self.pause_downstream = False
+        self.over = True
+
+    cpdef bytes take_held_request(self):
+        cdef bytearray held = self.held_request
+        self.held_request = None
+        return b"" if held is None else bytes(held)
+
+    cpdef bytes take_held_response(self):
+        cdef bytearray held = self.held_response
+        self.held_response = None
+        return b"" if held is None else bytes(held)
+
+    cpdef bint awaits_head(self, double since):
+        return self.held_request is not None and self.request_state == HEAD and self.request_started < since
