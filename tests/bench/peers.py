@@ -198,7 +198,7 @@ static_resources:
     - filters:
       - name: envoy.filters.network.http_connection_manager
         typed_config:
-          "@type": "type.googleapis.com/\
+          "@type": "type.googleapis.com/\\
             envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
           stat_prefix: bench
           codec_type: HTTP1

@@ -80,14 +80,12 @@ def running(command: Sequence[str], log: Path, core: int) -> Iterator[subprocess
 
 
 def _end(process: subprocess.Popen[bytes], patience: float = 5.0) -> None:
-    if process.returncode is None:
-        process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + patience
-        while not _has_exited(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    os.kill(process.pid, signal.SIGTERM)  # not Popen.send_signal, which reaps a process that has ended
+    deadline = time.monotonic() + patience
+    while not _has_exited(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _has_exited(pid: int) -> bool:
@@ -117,9 +115,10 @@ def _program(process: subprocess.Popen[bytes]) -> str:
     return Path(process.args[3]).name  # after `taskset --cpu-list N`
 
 
-def last_words(log: Path, lines: int = 3) -> str:
+def last_words(log: Path, lines: int = 2, width: int = 200) -> str:
+    """The end of a log, short enough for a row of the table."""
     text = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return " | ".join(text[-lines:]) or "it wrote nothing"
+    return " | ".join(line[:width] for line in text[-lines:]) or "it wrote nothing"
 
 
 def free_port() -> int:
