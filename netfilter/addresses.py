@@ -1,8 +1,8 @@
-"""Which addresses are this host's own: a connection that was going to one of them is inbound, any other outbound.
+"""Which addresses are this host's own: a connection to one of them is inbound, to any other outbound.
 
 The kernel's local routing table is the one source: it holds every assigned address, 127.0.0.0/8, and prefixes
-made local by an AnyIP route, which no list of interfaces shows. `LocalAddresses` answers from a copy of it, once
-per connection; `LocalAddressWatch` tells the supervisor when the copy is out of date.
+made local by an AnyIP route, which no list of interfaces shows. `LocalAddresses` answers from a copy of it,
+once per connection; `LocalAddressWatch` tells the supervisor when the copy is out of date.
 """
 
 import errno
@@ -30,8 +30,8 @@ _REMEMBERED = 4096
 class LocalAddresses:
     """The local addresses of one network namespace at one moment: `"10.0.0.7" in addresses`.
 
-    Built from prefixes ("10.0.0.7/32", "127.0.0.0/8", "fd00::7/128"). Takes any spelling of an address, IPv4 in
-    IPv6 ("::ffff:10.0.0.7"), and a zone ("fe80::1%2", ignored). What is not an address is not local.
+    Built from prefixes ("10.0.0.7/32", "127.0.0.0/8", "fd00::7/128"). Takes any spelling of an address, IPv4
+    in IPv6 ("::ffff:10.0.0.7"), and a zone ("fe80::1%2", ignored). What is not an address is not local.
     """
 
     __slots__ = ("_exact", "_remembered", "_wide")
@@ -69,15 +69,15 @@ def read_local_prefixes() -> list[str]:
 
     Blocks for a few milliseconds. Raises OSError when the kernel refuses.
     """
-    # pyroute2's sockets drive an event loop of their own, which fails inside a running one; a thread has none.
+    # pyroute2's sockets drive an event loop of their own, which fails inside a running one: hence a thread.
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-routes") as thread:
         return thread.submit(_dump_local_table).result()
 
 
 def _dump_local_table() -> list[str]:
-    # Imported here: 20 MB and 200 ms that a worker, which only asks LocalAddresses, must not pay.
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
+    # Imported here: it costs 13 MB and a quarter of a second, which workers (they only ask) must not pay.
+    from pyroute2 import IPRoute  # type: ignore[import-untyped]
+    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
     prefixes = set()
     try:
@@ -96,8 +96,8 @@ def _dump_local_table() -> list[str]:
 class LocalAddressWatch:
     """Tells when the local addresses may have changed. For an event loop: `add_reader(watch.fileno(), ...)`.
 
-    Belongs to the network namespace of the thread that makes it. Make it *before* reading the table, so that no
-    change falls between. Raises OSError when the kernel has no route netlink.
+    Belongs to the network namespace of the thread that makes it. Make it *before* reading the table, so that
+    no change falls between. Raises OSError when the kernel has no route netlink.
     """
 
     def __init__(self) -> None:

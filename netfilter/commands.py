@@ -1,8 +1,8 @@
 """The rules in the kernel: apply, check, remove. The thin I/O around `netfilter.render` and `netfilter.plan`.
 
-Each change of a family is one run of `iptables-restore --noflush`, which the kernel takes whole or not at all.
-The two families are two tables and two tools, so what was done to the first is undone when the second fails.
-Works on the network namespace of the calling thread. Never touches a rule that is not ours.
+Each change of a family is one run of `iptables-restore --noflush`, which the kernel takes whole or not at
+all. The two families are two tables and two tools, so what was done to the first is undone when the second
+fails. Works on the network namespace of the calling thread. Never touches a rule that is not ours.
 """
 
 import os
@@ -22,7 +22,7 @@ _TOOL_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "
 _LOCK_WAIT = "10"
 _TIMEOUT_SECONDS = 60.0
 
-# How often a change is planned anew because another program changed the table between our reading and writing.
+# How often a change is planned anew when another program changed the table between our read and our write.
 _ATTEMPTS = 3
 
 _PREFIX = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
@@ -44,9 +44,9 @@ class NetfilterError(Exception):
 def apply(settings: RuleSettings, proxy: ProxyIdentity) -> list[str]:
     """Make the live rules those of `settings`; return warnings, one sentence each.
 
-    Rules that are already as wanted are not touched. A family that is switched off loses rules left from before.
-    Raises RuleError for a bad setting and NetfilterError when the kernel or a tool refuses; then both families
-    are as they were.
+    Rules that are already as wanted are not touched. A family that is switched off loses rules left from
+    before. Raises RuleError for a bad setting and NetfilterError when the kernel or a tool refuses; then both
+    families are as they were.
     """
     wanted = {family: rule_set(settings, proxy, family) for family in Family}
     done: list[tuple[Family, RuleSet]] = []
@@ -62,9 +62,9 @@ def apply(settings: RuleSettings, proxy: ProxyIdentity) -> list[str]:
 
 
 def check(settings: RuleSettings, proxy: ProxyIdentity) -> list[str]:
-    """How the live rules differ from those of `settings`, one sentence each with its family; empty when as wanted.
+    """How the live rules differ from those of `settings`, a sentence each with its family.
 
-    Changes nothing. Raises RuleError and NetfilterError as `apply` does.
+    Empty when they are as wanted. Changes nothing. Raises RuleError and NetfilterError as `apply` does.
     """
     return [
         f"IPv{family.value} {difference}"

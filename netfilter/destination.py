@@ -1,8 +1,8 @@
 """Where a redirected connection was going, and the mark that keeps the proxy's own from being redirected.
 
-REDIRECT rewrites the destination to the proxy; conntrack remembers the original one and gives it to whoever holds
-the accepted socket, by SO_ORIGINAL_DST. Called once per connection by every worker: no allocation beyond the
-answer, no import beyond the standard library, and never a descriptor closed that the caller owns.
+REDIRECT rewrites the destination to the proxy; conntrack remembers the original one and gives it to whoever
+holds the accepted socket, by SO_ORIGINAL_DST. Called once per connection by every worker: no allocation
+beyond the answer, no import beyond the standard library, and never a descriptor closed that the caller owns.
 """
 
 import errno
@@ -10,7 +10,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-# include/uapi/linux/netfilter_ipv4.h and netfilter_ipv6/ip6_tables.h. The option has the same number at both levels.
+# include/uapi/linux/netfilter_ipv4.h and netfilter_ipv6/ip6_tables.h: one number at both levels.
 _SO_ORIGINAL_DST = 80
 _SOL_IP = 0
 _SOL_IPV6 = 41
@@ -25,12 +25,12 @@ _SO_MARK = 36
 
 _MAPPED = "::ffff:"
 
-# nf_conntrack_proto.c, getorigdst: no entry for this connection; not TCP, or no conntrack hook in this kernel.
+# nf_conntrack_proto.c, getorigdst: no entry for this connection; not TCP, or a kernel without conntrack.
 _UNKNOWN_TO_CONNTRACK = frozenset((errno.ENOENT, errno.ENOPROTOOPT, errno.EOPNOTSUPP))
 
 
 class Address(NamedTuple):
-    """An IP address and a port; a link-local IPv6 address carries its interface index: `fe80::1%2`."""
+    """An IP address and a port; link-local IPv6 carries its interface index: `fe80::1%2`."""
 
     host: str
     port: int
@@ -40,8 +40,8 @@ def original_destination(fd: int) -> Address | None:
     """Where the client of the accepted TCP socket `fd` was connecting to before any translation.
 
     None when conntrack does not know the connection. A connection that came straight to the proxy gives the
-    proxy's own address. An IPv4 connection accepted by an IPv6 socket gives its IPv4 address. Raises OSError for
-    a descriptor that is not an IP socket or no longer connected.
+    proxy's own address. An IPv4 connection accepted by an IPv6 socket gives its IPv4 address. Raises OSError
+    for a descriptor that is not an IP socket or no longer connected.
     """
     sock = socket.socket(fileno=fd)
     try:

@@ -3,7 +3,7 @@
 The live table comes as the text of `iptables-save -t nat`, the wanted one as a RuleSet; out come a list of
 differences for a person, and the text of the one transaction that ends them. iptables-restore cannot say
 "delete if there" (a failed `-D` fails everything) nor "insert unless there" (a second `-I` duplicates), so
-the decision needs the live text. Never names a rule that does not stand in, or lead to, one of our own chains.
+the decision needs the live text. It names no rule but those in our chains and those that lead there.
 """
 
 import difflib
@@ -87,7 +87,7 @@ def removal(save: str, family: Family) -> str:
 
 
 def differences(save: str, wanted: RuleSet) -> list[str]:
-    """How the live table differs from `wanted`, a sentence each, most serious first; empty when it does not."""
+    """How the live table differs from `wanted`, a sentence each, worst first; empty when it does not."""
     live = parse(save)
     return [
         *_jump_differences(live, wanted),

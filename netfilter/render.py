@@ -231,6 +231,14 @@ def _outbound(settings: RuleSettings, proxy: ProxyIdentity, family: Family) -> t
                 (_rule("arca: loopback", "RETURN", address=f"-d {network}"),),
             )
         )
+    if family is Family.IPV6:
+        blocks.append(
+            Block(
+                "Link-local servers cannot be redirected on the way out: REDIRECT makes ::1 the destination, and\n"
+                "the kernel answers no packet that goes from a link-local source to it.",
+                (_rule("arca: link-local", "RETURN", address="-d fe80::/10"),),
+            )
+        )
     blocks += [
         Block(
             "Users and groups that are left alone (exclude_uids, exclude_gids).",
