@@ -13,9 +13,9 @@ NATIVE := $(wildcard protocols/*.pyx protocols/*.pxd proxy/*.pyx proxy/*.pxd)
 setup: $(VENV)/.compiled
 
 # OS packages only where they are missing and can be installed; without root, say what is missing and go on.
-$(VENV)/.os-packages: Makefile
+$(VENV)/.os-packages: Makefile deploy/os-packages
 	@mkdir -p $(VENV)
-	@deploy/os-packages $(OS_PACKAGES)
+	@PYTHON="$(PYTHON)" deploy/os-packages $(OS_PACKAGES)
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.os-packages
