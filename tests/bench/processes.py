@@ -1,8 +1,8 @@
 """Processes that the bench starts: each on the core it is told, with its output in a file, ended by its pid.
 
 Every process leads a session of its own, so that Ctrl-C reaches only the bench and the bench ends what it
-started: the leader is asked first (SIGTERM), and what is left of its group is killed while the leader is not
-yet reaped, so that no number can have been given to somebody else's process meanwhile.
+started: the leader is asked first (SIGTERM), then whatever it had below it and did not end is killed. Pidfds
+name those (a worker may lead a session of its own), so that no number can come to mean somebody else's process.
 
 Accounts are read from /proc: CPU time and memory of the whole tree below a leader.
 """
@@ -80,12 +80,32 @@ def running(command: Sequence[str], log: Path, core: int) -> Iterator[subprocess
 
 
 def _end(process: subprocess.Popen[bytes], patience: float = 5.0) -> None:
-    os.kill(process.pid, signal.SIGTERM)  # not Popen.send_signal, which reaps a process that has ended
-    deadline = time.monotonic() + patience
-    while not _has_exited(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.ExitStack() as held:
+        members = [held.enter_context(_pidfd(stat.pid)) for stat in _tree(process.pid)]
+        os.kill(process.pid, signal.SIGTERM)  # not Popen.send_signal, which reaps a process that has ended
+        deadline = time.monotonic() + patience
+        while not _has_exited(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for member in members:
+            if member is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(member, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int | None]:
+    """A handle of the process, None when it has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _has_exited(pid: int) -> bool:
