@@ -2,10 +2,11 @@
 
 Workers and the supervisor share this module. A worker resolves a family and its labels to a cell once
 (``Cells.counter(...)``), keeps the cell, and counts into it on the byte path; twice a second what
-``Cells.changes()`` gathers is sent up. Nothing here renders: ``proxy.exposition`` does, in the supervisor only.
+``Cells.changes()`` gathers is sent up. Nothing here renders: the supervisor does, by
+``proxy.exposition``.
 
-Labels can come from the wire (a method can be anything), so a family never takes more than a fixed number of
-label sets; what comes after that is counted under ``_other``, and that it happened is counted too.
+Labels can come from the wire (a method can be anything), so a family never takes more than a fixed number
+of label sets; what comes after that is counted under ``_other``, and that it happened is counted too.
 """
 
 from __future__ import annotations

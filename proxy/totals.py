@@ -1,8 +1,9 @@
-"""The supervisor's books: what the workers counted, added up across workers and across their replacements.
+"""The supervisor's books: what the workers counted, added up across workers and across their
+replacements.
 
-Counters and histograms arrive as increases and are only ever added, so they never go down when a worker is
-replaced. Gauges arrive as values and are kept by the worker that holds them, so a dead worker's gauges vanish
-with it. Pure: no clock, no I/O; one instance is used from one thread.
+Counters and histograms arrive as increases and are only ever added, so they never go down when a worker
+is replaced. Gauges arrive as values and are kept by the worker that holds them, so a dead worker's gauges
+vanish with it. Pure: no clock, no I/O; one instance is used from one thread.
 """
 
 from __future__ import annotations

@@ -1,0 +1,65 @@
+"""The supervisor's hand on the rules in the kernel: applied, compared, removed, one change at a time.
+
+The tools block, so each call runs in a thread; and a change once begun is always finished, even when
+whoever asked for it is cancelled, because rules half known to us could be left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+from netfilter import commands
+from proxy.redirection import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.settings import Settings
+
+_log = logging.getLogger("arca.rules")
+
+_T = TypeVar("_T")
+
+
+class LiveRules:
+    """The rules while the supervisor runs: one change at a time, each in a thread, never cut short."""
+
+    def __init__(self) -> None:
+        self.applied = False
+        self._lock = asyncio.Lock()
+
+    async def apply(self, settings: Settings) -> None:
+        """Raises NetfilterError, after which the rules are as they were."""
+        self.applied = True  # also when it fails halfway: then there is the more reason to remove
+        for warning in await self._alone(lambda: commands.apply(settings.rules, identity(settings))):
+            _log.warning("%s", warning)
+        _log.info("rules applied")
+
+    async def remove(self) -> None:
+        """Removes what ``apply`` applied, if it ever did; a failure is logged with what is left to do."""
+        if not self.applied:
+            return
+        try:
+            await self._alone(commands.remove)
+        except commands.NetfilterError as error:
+            _log.error("the rules could not be removed, run `arca rules remove`: %s", error)
+        else:
+            self.applied = False
+            _log.info("rules removed")
+
+    async def differences(self, settings: Settings) -> list[str]:
+        """How the kernel's rules differ from the wanted ones; that they cannot be read is a difference."""
+        try:
+            return await self._alone(lambda: commands.check(settings.rules, identity(settings)))
+        except commands.NetfilterError as error:
+            return [str(error)]
+
+    async def _alone(self, work: Callable[[], _T]) -> _T:
+        async def locked() -> _T:
+            async with self._lock:
+                return await asyncio.to_thread(work)
+
+        # Whoever waits may be cancelled; a rule set half known to us may not be.
+        return await asyncio.shield(locked())
