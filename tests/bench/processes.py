@@ -2,7 +2,7 @@
 
 Every process leads a session of its own, so that Ctrl-C reaches only the bench and the bench ends what it
 started: the leader is asked first (SIGTERM), then whatever it had below it and did not end is killed. Pidfds
-name those (a worker may lead a session of its own), so that no number can come to mean somebody else's process.
+name those (a worker may lead a session of its own), so that no number comes to mean another process.
 
 Accounts are read from /proc: CPU time and memory of the whole tree below a leader.
 """
