@@ -61,7 +61,7 @@ class ProxyIdentity(NamedTuple):
     """The numeric user of the workers. None (no exception by user) when others share it, as with root."""
     gid: int | None = None
     mark: int = 15001
-    """SO_MARK of every connection it opens. Never 0, which is what unmarked traffic has."""
+    """SO_MARK of every connection it opens; 0 for none, since unmarked traffic has that."""
     own_ports: tuple[int, ...] = ()
     """Its other ports on this host, such as metrics and admin."""
 
@@ -103,9 +103,14 @@ NOTHING = RuleSet()
 def rule_set(settings: RuleSettings, proxy: ProxyIdentity, family: Family) -> RuleSet:
     """The rules that `settings` ask for in `family`; a direction in which nothing is redirected has none.
 
-    Raises RuleError when the proxy's ports or mark are out of range.
+    Raises RuleError when the proxy's ports or mark are out of range, or nothing would tell its own outbound
+    connections from others, which would send them round in a loop.
     """
     _checked(proxy)
+    if settings.outbound_ports and not proxy.mark and proxy.uid is None and proxy.gid is None:
+        raise RuleError(
+            "mark", proxy.mark, "a mark or a user of the proxy's own, where outbound_ports is set"
+        )
     if not (settings.ipv4 if family is Family.IPV4 else settings.ipv6):
         return NOTHING
     jumps: list[Jump] = []
@@ -160,7 +165,7 @@ def _inbound(settings: RuleSettings, proxy: ProxyIdentity, family: Family) -> tu
         Block(
             "Loops, first guard: what carries the proxy's mark is the proxy's own. The mark stays on a\n"
             "packet that goes over loopback, and never crosses into this host from outside.",
-            (_rule("arca: marked by the proxy", "RETURN", match=f"-m mark --mark {proxy.mark:#x}"),),
+            _marked(proxy),
         ),
         Block(
             "What arrives on loopback was decided when it left, in OUTPUT.",
@@ -210,7 +215,7 @@ def _outbound(settings: RuleSettings, proxy: ProxyIdentity, family: Family) -> t
     destinations = _included("outbound_cidrs", settings.outbound_cidrs, family)
     if not ports or destinations is None:
         return ()
-    own = [_rule("arca: marked by the proxy", "RETURN", match=f"-m mark --mark {proxy.mark:#x}")]
+    own = [*_marked(proxy)]
     if proxy.uid is not None:
         own.append(_rule("arca: the user of the proxy", "RETURN", match=f"-m owner --uid-owner {proxy.uid}"))
     if proxy.gid is not None:
@@ -234,8 +239,8 @@ def _outbound(settings: RuleSettings, proxy: ProxyIdentity, family: Family) -> t
     if family is Family.IPV6:
         blocks.append(
             Block(
-                "Link-local servers cannot be redirected on the way out: REDIRECT makes ::1 the destination, and\n"
-                "the kernel answers no packet that goes from a link-local source to it.",
+                "Link-local servers cannot be redirected on the way out: REDIRECT makes ::1 the\n"
+                "destination, and no answer comes back from there to a link-local source.",
                 (_rule("arca: link-local", "RETURN", address="-d fe80::/10"),),
             )
         )
@@ -272,6 +277,12 @@ def _outbound(settings: RuleSettings, proxy: ProxyIdentity, family: Family) -> t
     ]
     excluded = port_ranges("exclude_outbound_ports", settings.exclude_outbound_ports)
     return Chain(OUTBOUND, _filled(blocks)), _by_port(OUTBOUND_PORTS, "outbound", ports, excluded, proxy)
+
+
+def _marked(proxy: ProxyIdentity) -> tuple[str, ...]:
+    if not proxy.mark:
+        return ()
+    return (_rule("arca: marked by the proxy", "RETURN", match=f"-m mark --mark {proxy.mark:#x}"),)
 
 
 def _own_ports(proxy: ProxyIdentity) -> Block:
@@ -388,8 +399,8 @@ def _filled(blocks: list[Block]) -> tuple[Block, ...]:
 
 def _checked(proxy: ProxyIdentity) -> None:
     port_ranges("listen", (proxy.port, *proxy.own_ports))
-    if not 1 <= proxy.mark < 2**32:
-        raise RuleError("mark", proxy.mark, "a number from 1 to 4294967295 (0 is what unmarked traffic has)")
+    if not 0 <= proxy.mark < 2**32:
+        raise RuleError("mark", proxy.mark, "a number from 1 to 4294967295, or 0 for no mark")
     if proxy.uid is not None:
         id_ranges("user", (proxy.uid,))
     if proxy.gid is not None:

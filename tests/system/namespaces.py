@@ -160,8 +160,8 @@ class Network:
         _ip(f"-n {switch} link set br0 up")
         for number, host in enumerate(self._hosts.values(), start=1):
             port = f"port{number}"
-            # No duplicate address detection: an address that it still holds back can neither be bound nor be a
-            # source for a second or two. nodad is for the address given here, accept_dad for the link-local one.
+            # No duplicate address detection: for a second or two it lets an address neither be bound nor be
+            # a source. nodad is for the address given here, accept_dad for the link-local one.
             with host.inside():
                 Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
             _ip(f"-n {switch} link add {port} type veth peer name {INTERFACE} netns {host.name}")
