@@ -30,6 +30,7 @@ class Cause(StrEnum):
     PROTOCOL_ERROR = "protocol_error"
     CLOSED_EARLY = "closed_early"
     CANCELED = "canceled"
+    STALLED = "stalled"
     CONNECT_REFUSED = "connect_refused"
     CONNECT_TIMEOUT = "connect_timeout"
     UNREACHABLE = "unreachable"

@@ -1,0 +1,67 @@
+from protocols.codec cimport Codec
+from protocols.exchange cimport End, Exchange
+from proxy.telemetry cimport Connection, Telemetry
+
+
+cdef class Side:
+    cdef Pair pair
+    cdef readonly bint is_downstream
+    cdef object transport
+    cdef object write
+    cdef readonly int fd
+    cdef int paused
+    cdef bint eof
+    cdef bint finished
+    cdef bint closing
+    cdef bint watched
+
+    cdef bytes rescue(self)
+    cdef send(self, bytes data)
+    cdef finish(self)
+    cdef pause(self, int reason)
+    cdef resume(self, int reason)
+    cdef watch(self)
+    cdef unwatch(self)
+    cdef close(self)
+    cdef reset(self)
+
+
+cdef class Pair:
+    cdef object interceptor
+    cdef Telemetry telemetry
+    cdef readonly Connection connection
+    cdef readonly Side downstream
+    cdef readonly Side upstream
+    cdef readonly object destination
+    cdef object fixed_destination
+    cdef Codec codec
+    cdef bytes first                # what downstream said, while its protocol is undecided
+    cdef object dial
+    cdef double dialed
+    cdef double connect_seconds
+    cdef list backlog               # for upstream, while it is being dialed
+    cdef Py_ssize_t backlog_size
+    cdef tuple no_upstream
+    cdef object timer
+    cdef int counted_in_flight
+    cdef bint refused               # what still comes is not read
+    cdef bint over
+
+    cdef accepted(self)
+    cdef connected(self)
+    cdef _tell_dial_failed(self)
+    cdef from_side(self, Side side, bytes data)
+    cdef _from_downstream(self, bytes data, double now)
+    cdef _from_upstream(self, bytes data, double now)
+    cdef _to_upstream(self, bytes data)
+    cdef bytes _recognise(self, bytes data, double now)
+    cdef _go_on_opaque(self, str how, double now)
+    cdef _adopt(self, Codec codec)
+    cdef _attend(self, double now)
+    cdef _take_finished(self)
+    cdef _count_in_flight(self)
+    cdef side_eof(self, Side side)
+    cdef _carry_out(self, bytes answer)
+    cdef _drop_upstream(self)
+    cdef _fail(self, End how, int error)
+    cdef _end(self, End how, int error)

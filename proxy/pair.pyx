@@ -1,0 +1,670 @@
+"""One downstream connection and the one upstream connection that it becomes.
+
+All socket work of a connection is here, and no knowledge of any protocol: bytes go through the codec, and
+what one side does to its connection (end it, reset it, stop reading it) is done to the other. Downstream is
+never read faster than upstream takes it, nor the other way round. A pair ends when both its sockets are gone;
+until then it owns everything that belongs to it: the dial, the timer, the bytes that wait for the dial.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from protocols.codec cimport Codec, FINISHED, Opaque, REFUSED, RESUMABLE, SUCCEEDED
+from protocols.exchange cimport (
+    COMPLETE, DIAL_FAILED, DOWNSTREAM_FIN, DOWNSTREAM_RST, DRAINED, End, Exchange, HEAD_TIMEOUT, INTERNAL, Protocol,
+    TCP, TLS, UPSTREAM_RST, WEBSOCKET,
+)
+from protocols.http1 cimport Http1
+from proxy.cells cimport Gauge
+from proxy.telemetry cimport Connection, Telemetry
+
+from netfilter.destination import unmapped
+from protocols.detect import Recognised, recognise
+from protocols.exchange import PROTOCOL_NAMES
+from protocols.http1 import answer as http1_answer
+from proxy.verdicts import dial_answer
+
+_log = logging.getLogger("arca.pair")
+
+cdef object _HOLD = Recognised.HOLD
+cdef object _PASS = Recognised.PASS
+cdef object _HTTP_1 = Recognised.HTTP_1
+cdef object _TLS = Recognised.TLS
+# What a recognised protocol is called in arca_detect_total.
+_LABELS = {
+    Recognised.HTTP_1: "http/1.1",
+    Recognised.HTTP_2: "http/2",
+    Recognised.TLS: "tls",
+    Recognised.THRIFT: "thrift",
+    Recognised.MQTT: "mqtt",
+    Recognised.TCP: "tcp",
+}
+
+cdef extern from "sys/socket.h":
+    int c_setsockopt "setsockopt"(int fd, int level, int name, const void* value, unsigned int length) nogil
+    int c_getsockopt "getsockopt"(int fd, int level, int name, void* value, unsigned int* length) nogil
+    cdef struct linger:
+        int l_onoff
+        int l_linger
+    int SOL_SOCKET, SO_LINGER, SO_KEEPALIVE
+
+cdef extern from "netinet/tcp.h":
+    cdef struct tcp_info:
+        unsigned int tcpi_rtt
+        unsigned int tcpi_total_retrans
+    int TCP_INFO, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT
+
+cdef extern from "netinet/in.h":
+    int IPPROTO_TCP
+
+cdef extern from "sys/ioctl.h":
+    int ioctl(int fd, unsigned long request, int* value) nogil
+
+cdef extern from "linux/sockios.h":
+    unsigned long SIOCOUTQ
+
+# Why a side is not read.
+cdef enum Reason:
+    PEER_FULL = 1   # the other side does not take what it is sent
+    ENGINE = 2      # the codec wants no more for now
+    DIALING = 4     # there is no upstream yet to take it
+
+cdef enum:
+    # A transport with more than this unsent stops the other side being read. One read is 256 KiB at most
+    # (uvloop's buffer), so a pair holds at most 2 x (64 + 256) KiB and one head.
+    WRITE_HIGH = 64 * 1024
+    WRITE_LOW = 16 * 1024
+    BACKLOG_HIGH = 64 * 1024
+    RESCUE_READS = 64
+    KEEPALIVE_IDLE = 120
+    KEEPALIVE_INTERVAL = 30
+    KEEPALIVE_COUNT = 5
+
+# After an answer of our own the connection is half closed and read on, because closing with unread bytes would
+# reset it and could take the answer with it (RFC 9112 section 9.6; nginx's lingering_timeout is 5 s).
+_LINGER_SECONDS = 2.0
+# A dial failed and downstream has said nothing yet that could be answered in its protocol.
+_SILENCE_SECONDS = 1.0
+# A reset overtakes bytes still unsent: it waits for them, but not for a peer that does not read.
+_RESET_POLL_SECONDS = 0.01
+_RESET_POLLS = 100
+
+
+cdef inline double clock() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return t.tv_sec + t.tv_nsec * 1e-9
+
+
+cdef inline void set_option(int fd, int level, int name, int value) noexcept nogil:
+    c_setsockopt(fd, level, name, &value, sizeof(value))
+
+
+cdef dict tcp_facts(int fd):
+    """What TCP_INFO says of a socket: smoothed round-trip time, and segments sent again since it began."""
+    cdef tcp_info info
+    cdef unsigned int length = sizeof(info)
+    if fd < 0 or c_getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) != 0:
+        return None
+    return {"rtt_ms": info.tcpi_rtt / 1000.0, "retransmits": info.tcpi_total_retrans}
+
+
+cdef class Side:
+    """One of the two connections, as the event loop's protocol object.
+
+    ``eof``: its peer sent FIN. ``finished``: we did. ``closing``: it is being taken down by us.
+    """
+
+    def __init__(self, Pair pair, bint is_downstream):
+        self.pair = pair
+        self.is_downstream = is_downstream
+        self.fd = -1
+
+    # -- what the event loop tells -------------------------------------------------------------------------
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.write = transport.write
+        self.fd = transport.get_extra_info("socket").fileno()
+        transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
+        set_option(self.fd, SOL_SOCKET, SO_KEEPALIVE, 1)
+        set_option(self.fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        set_option(self.fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+        set_option(self.fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_COUNT)
+        if self.is_downstream:
+            self.pair.accepted()
+        else:
+            self.pair.connected()
+
+    def data_received(self, bytes data):
+        if not self.closing:
+            self.pair.from_side(self, data)
+
+    def eof_received(self):
+        self.eof = True
+        if not self.closing:
+            self.pair.side_eof(self)
+        return True
+
+    def pause_writing(self):
+        cdef Side other = self.pair.upstream if self.is_downstream else self.pair.downstream
+        if other is not None:
+            other.pause(PEER_FULL)
+
+    def resume_writing(self):
+        cdef Side other = self.pair.upstream if self.is_downstream else self.pair.downstream
+        if other is not None:
+            other.resume(PEER_FULL)
+
+    def connection_lost(self, error):
+        self.unwatch()
+        if self.fd >= 0:
+            self.pair.interceptor.count_retransmits(self.is_downstream, tcp_facts(self.fd))
+        if not self.closing:
+            self.pair.side_failed(self, error)
+        self.transport = self.write = None
+        self.fd = -1
+        self.pair.side_gone(self)
+
+    # -- what the pair asks --------------------------------------------------------------------------------
+
+    cdef send(self, bytes data):
+        if self.write is not None and not self.finished and not self.closing:
+            self.write(data)
+
+    cdef finish(self):
+        """Send FIN behind everything that was sent."""
+        if self.transport is not None and not self.finished and not self.closing:
+            self.finished = True
+            self.transport.write_eof()
+
+    cdef pause(self, int reason):
+        if not self.paused and self.transport is not None and not self.closing and not self.eof:
+            self.transport.pause_reading()
+            if self.is_downstream:
+                self.watch()
+        self.paused |= reason
+
+    cdef resume(self, int reason):
+        if not self.paused & reason:
+            return
+        self.paused &= ~reason
+        if not self.paused and self.transport is not None and not self.closing and not self.eof:
+            self.unwatch()
+            self.transport.resume_reading()
+
+    cdef watch(self):
+        """The loop does not hear this side now: have a reset reported nevertheless."""
+        if not self.watched and self.fd >= 0:
+            self.watched = True
+            self.pair.interceptor.hangups.watch(self.fd, self)
+
+    cdef unwatch(self):
+        if self.watched:
+            self.watched = False
+            self.pair.interceptor.hangups.unwatch(self.fd)
+
+    def hung_up(self, int error):
+        """The connection failed with ``error`` while nobody read it."""
+        self.watched = False
+        if self.transport is not None and not self.closing:
+            self.pair.side_failed(self, OSError(error, os.strerror(error)))
+            self.transport.abort()
+
+    cdef bytes rescue(self):
+        """What the kernel still holds of a connection on which a write failed: its peer may have answered first."""
+        cdef list pieces = []
+        while self.fd >= 0 and len(pieces) < RESCUE_READS:
+            try:
+                piece = os.read(self.fd, 64 * 1024)
+            except OSError:
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    cdef close(self):
+        """Take it down in order: what was sent is still delivered, then FIN."""
+        if self.transport is not None and not self.closing:
+            self.closing = True
+            self.transport.close()
+
+    cdef reset(self):
+        """Take it down with RST, after what was sent has been taken by the peer or did not move for a second."""
+        if self.transport is None or self.closing:
+            return
+        self.closing = True
+        if not self.eof:
+            self.transport.pause_reading()
+        self._reset_when_sent(_RESET_POLLS)
+
+    def _reset_when_sent(self, int polls):
+        cdef linger now
+        cdef int unsent = 0
+        if self.transport is None:
+            return
+        if polls and (
+            self.transport.get_write_buffer_size()
+            or (ioctl(self.fd, SIOCOUTQ, &unsent) == 0 and unsent > (1 if self.finished else 0))
+        ):
+            asyncio.get_running_loop().call_later(_RESET_POLL_SECONDS, self._reset_when_sent, polls - 1)
+            return
+        now.l_onoff = 1
+        now.l_linger = 0
+        c_setsockopt(self.fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
+        self.transport.abort()
+
+
+cdef class Pair:
+    """Made for every accepted connection; ``destination`` is given in forward mode, else the kernel is asked."""
+
+    def __init__(self, interceptor, Telemetry telemetry, fixed_destination):
+        self.interceptor = interceptor
+        self.telemetry = telemetry
+        self.fixed_destination = fixed_destination
+        self.downstream = Side(self, True)
+        self.first = b""
+        self.connect_seconds = -1.0
+
+    # -- beginning -----------------------------------------------------------------------------------------
+
+    cdef accepted(self):
+        cdef double now = clock()
+        interceptor = self.interceptor
+        peer = self.downstream.transport.get_extra_info("peername")
+        self.destination, inbound, refusal = interceptor.admit(self, self.downstream.fd, self.fixed_destination)
+        self.connection = Connection(
+            interceptor.next_id(), "unknown" if peer is None else address_text(unmapped(peer)),
+            address_text(self.destination), inbound, now,
+        )
+        if refusal is not None:
+            self._end(refusal, 0)
+            self.downstream.reset()
+            return
+        self.dialed = now
+        self.upstream = Side(self, False)
+        self.dial = interceptor.start_dial(self)
+
+    cdef connected(self):
+        self.dial = None
+        self.connect_seconds = clock() - self.dialed
+        self.interceptor.connect_duration.observe(self.connect_seconds)
+        if self.refused or self.downstream.transport is None:
+            self.upstream.reset()
+            return
+        if self.backlog is not None:
+            for data in self.backlog:
+                self.upstream.send(data)
+            self.backlog = None
+        self.downstream.resume(DIALING)
+        if self.downstream.eof:
+            self.upstream.finish()
+
+    def dial_failed(self, int error):
+        """The dial came to nothing: downstream is told in its own protocol, as soon as that is known."""
+        self.dial = self.upstream = self.backlog = None
+        if self.refused or self.downstream.closing or self.downstream.transport is None:
+            self.side_gone(None)
+            return
+        self.connect_seconds = clock() - self.dialed
+        self.interceptor.connect_duration.observe(self.connect_seconds)
+        self.no_upstream = (error, *dial_answer(error, self.connection.server))
+        if self.codec is not None:
+            self._tell_dial_failed()
+        if self.refused:
+            return
+        if self.downstream.eof:
+            self._fail(DIAL_FAILED, error)
+        else:
+            self.downstream.resume(DIALING)
+            self.timer = self.interceptor.loop.call_later(_SILENCE_SECONDS, self._silence)
+
+    cdef _tell_dial_failed(self):
+        cdef double now = clock()
+        error, status, cause, text = self.no_upstream
+        self.codec.dial_failed(error, status, cause, text, now)
+        self._attend(now)
+
+    def _silence(self):
+        self.timer = None
+        if not self.refused and not self.awaits_head(clock()):
+            self._fail(DIAL_FAILED, self.no_upstream[0])
+
+    # -- bytes ---------------------------------------------------------------------------------------------
+
+    cdef from_side(self, Side side, bytes data):
+        cdef double now
+        if self.refused:
+            return
+        now = clock()
+        try:
+            if side.is_downstream:
+                self._from_downstream(data, now)
+            else:
+                self._from_upstream(data, now)
+        except Exception:
+            _log.exception("connection %s to %s is reset: ARCA failed", self.connection.id, self.connection.server)
+            self._fail(INTERNAL, 0)
+
+    cdef _from_downstream(self, bytes data, double now):
+        cdef bytes out
+        if self.first is not None:
+            data = self._recognise(data, now)
+            if data is None:
+                return
+        out = self.codec.from_downstream(data, now)
+        if out:
+            self._to_upstream(out)
+        if self.codec.signals or self.codec.in_flight != self.counted_in_flight or self.codec.pause_downstream:
+            self._attend(now)
+
+    cdef _from_upstream(self, bytes data, double now):
+        cdef bytes out
+        if self.codec is None:
+            # The server speaks first, which no protocol does that an engine reads.
+            self._go_on_opaque("server_first", now)
+        out = self.codec.from_upstream(data, now)
+        if out:
+            self.downstream.send(out)
+        if self.codec.signals or self.codec.in_flight != self.counted_in_flight:
+            self._attend(now)
+
+    cdef _to_upstream(self, bytes data):
+        if self.upstream is None:
+            return
+        if self.upstream.write is not None:
+            self.upstream.send(data)
+            return
+        if self.backlog is None:
+            self.backlog = []
+            self.backlog_size = 0
+        self.backlog.append(data)
+        self.backlog_size += len(data)
+        if self.backlog_size > WRITE_HIGH:
+            self.downstream.pause(DIALING)
+
+    cdef bytes _recognise(self, bytes data, double now):
+        """What is to be given to the codec now; None while the protocol is undecided and bytes are held back."""
+        cdef Protocol protocol
+        self.first += data
+        found = recognise(self.first)
+        if found == _HOLD:
+            return None
+        if self.codec is None:
+            data = self.first
+        if found == _PASS:
+            if self.codec is None:
+                self._adopt(Opaque(TCP, self.connection.opened))
+            return data
+        self.first = None
+        if found == _HTTP_1:
+            self._adopt(Http1(self.interceptor.ids, self.interceptor.strict))
+        else:
+            protocol = TLS if found == _TLS else TCP
+            if self.codec is None:
+                self._adopt(Opaque(protocol, self.connection.opened))
+            else:
+                (<Opaque>self.codec).exchange.protocol = protocol
+        self.interceptor.detected(_LABELS[found], "first_bytes", self.connection.inbound)
+        return data
+
+    cdef _go_on_opaque(self, str how, double now):
+        """Nothing that downstream may still say will be read: what was held back goes on."""
+        cdef bytes held = self.first
+        self.first = None
+        self.interceptor.detected("tcp", how, self.connection.inbound)
+        if self.codec is None:
+            self._adopt(Opaque(TCP, self.connection.opened))
+            if held:
+                self._to_upstream(self.codec.from_downstream(held, now))
+
+    cdef _adopt(self, Codec codec):
+        self.codec = codec
+        if self.no_upstream is not None:
+            self._tell_dial_failed()
+
+    cdef _attend(self, double now):
+        """Do what the codec asks for besides the bytes."""
+        cdef Codec codec = self.codec
+        cdef int signals
+        cdef bytes held_request, held_response
+        while codec.signals:
+            signals = codec.signals
+            codec.signals = 0
+            if signals & FINISHED:
+                self._take_finished()
+            if signals & SUCCEEDED:
+                self._count_in_flight()
+                if codec.fallback is not None:
+                    self.interceptor.fell_back("http/1.1", codec.fallback)
+                held_request = codec.take_held_request()
+                held_response = codec.take_held_response()
+                self.counted_in_flight = 0
+                codec = codec.successor
+                self._adopt(codec)
+                if held_request:
+                    self._to_upstream(codec.from_downstream(held_request, now))
+                if held_response:
+                    self.downstream.send(codec.from_upstream(held_response, now))
+            elif signals & RESUMABLE:
+                self._to_upstream(codec.from_downstream(b"", now))
+            if signals & REFUSED:
+                self._count_in_flight()
+                self._carry_out(codec.refusal.answer)
+                return
+        self._count_in_flight()
+        if codec.pause_downstream:
+            self.downstream.pause(ENGINE)
+        else:
+            self.downstream.resume(ENGINE)
+
+    cdef _take_finished(self):
+        cdef Exchange exchange
+        cdef object tcp
+        cdef list finished = self.codec.finished
+        for exchange in finished:
+            if self.connect_seconds >= 0:
+                exchange.connect = self.connect_seconds
+                self.connect_seconds = -1.0
+            tcp = None
+            if (
+                exchange.end != COMPLETE or exchange.status >= 400 or exchange.protocol >= WEBSOCKET
+                or exchange.ended - exchange.started >= self.telemetry.slow
+            ):
+                tcp = {
+                    "downstream": tcp_facts(self.downstream.fd),
+                    "upstream": None if self.upstream is None else tcp_facts(self.upstream.fd),
+                }
+            self.telemetry.record(exchange, self.connection, tcp)
+        finished.clear()
+
+    cdef _count_in_flight(self):
+        cdef int change = self.codec.in_flight - self.counted_in_flight
+        if change:
+            self.counted_in_flight = self.codec.in_flight
+            (<Gauge>self.interceptor.in_flight_gauge(isinstance(self.codec, Http1))).add(change)
+
+    # -- ends ----------------------------------------------------------------------------------------------
+
+    cdef side_eof(self, Side side):
+        """A FIN goes on as a FIN, behind what came before it."""
+        cdef double now = clock()
+        cdef bytes rest
+        if self.refused:
+            side.close()
+            return
+        if self.codec is None and (self.first or not side.is_downstream):
+            self._go_on_opaque("closed", now)
+        if side.is_downstream:
+            if self.codec is not None:
+                rest = self.codec.downstream_eof(now)
+                if rest:
+                    self._to_upstream(rest)
+                self._attend(now)
+            if self.refused:
+                return
+            if self.no_upstream is not None:
+                self._fail(DIAL_FAILED, self.no_upstream[0])
+                return
+            self.upstream.finish()
+        else:
+            rest = self.codec.upstream_eof(now)
+            if rest:
+                self.downstream.send(rest)
+            self._attend(now)
+            if self.refused:
+                return
+            self.downstream.finish()
+        if self.upstream.eof and self.downstream.eof:
+            self._end(DOWNSTREAM_FIN, 0)
+            self.upstream.close()
+            self.downstream.close()
+        else:
+            side.watch()
+
+    def side_failed(self, Side side, error):
+        """A connection was reset, or failed in another way: the other is reset."""
+        cdef int number = getattr(error, "errno", None) or errno.ECONNRESET
+        side.closing = True
+        if self.refused:
+            return
+        self.interceptor.count_reset("downstream" if side.is_downstream else "upstream", number)
+        if side.is_downstream:
+            self._end(DOWNSTREAM_RST, number)
+            self._drop_upstream()
+        else:
+            rest = side.rescue()
+            if rest:
+                self.from_side(side, rest)
+            if not self.refused:
+                self._end(UPSTREAM_RST, number)
+                self.downstream.reset()
+
+    def side_gone(self, Side side):
+        """The pair is over when both its sockets are."""
+        if self.over or self.downstream.transport is not None or self.dial is not None:
+            return
+        if self.upstream is not None and self.upstream.transport is not None:
+            return
+        self.over = True
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.interceptor.forget(self)
+
+    cdef _carry_out(self, bytes answer):
+        """The codec goes no further: upstream is cut, and downstream told why, if there is still room to."""
+        self.refused = True
+        self._drop_upstream()
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if not answer:
+            self.downstream.reset()
+            return
+        self.downstream.send(answer)
+        if self.downstream.eof:
+            self.downstream.close()
+            return
+        self.downstream.finish()
+        self.downstream.resume(PEER_FULL | ENGINE | DIALING)
+        self.timer = self.interceptor.loop.call_later(_LINGER_SECONDS, self._linger_over)
+
+    def _linger_over(self):
+        self.timer = None
+        self.downstream.close()
+
+    cdef _drop_upstream(self):
+        if self.dial is not None:
+            self.dial.cancel()
+            self.dial = None
+        if self.upstream is not None:
+            self.upstream.reset()
+
+    cdef _fail(self, End how, int error):
+        """Both connections are cut."""
+        self._end(how, error)
+        self.refused = True
+        self._drop_upstream()
+        self.downstream.reset()
+
+    cdef _end(self, End how, int error):
+        """Whatever is in flight ended so."""
+        cdef double now = clock()
+        if self.codec is None:
+            self._go_on_opaque("closed", now)
+        self.codec.end(how, error, now)
+        self.codec.signals = 0
+        self._take_finished()
+        self._count_in_flight()
+
+    # -- what the interceptor asks -------------------------------------------------------------------------
+
+    def awaits_head(self, double since):
+        """Whether a request began before ``since`` (monotonic seconds) of which no complete head came."""
+        if self.refused:
+            return False
+        if self.codec is None:
+            return bool(self.first) and self.connection.opened < since
+        return self.codec.awaits_head(since)
+
+    def time_out_head(self):
+        answer = b""
+        if self.codec is None or not self.codec.in_flight:
+            answer = http1_answer(408, "the request head did not arrive within limits.head_timeout_seconds")
+        self._end(HEAD_TIMEOUT, 0)
+        self._carry_out(answer)
+
+    def finish_if_idle(self):
+        """Close a pair on which nothing is in flight; answers whether it was."""
+        if self.codec is not None and (self.codec.in_flight or self.codec.awaits_head(clock())):
+            return False
+        if self.first and self.codec is None:
+            return False
+        self.refused = True
+        if self.upstream is not None:
+            self.upstream.close()
+        if self.dial is not None:
+            self.dial.cancel()
+            self.dial = None
+        self.downstream.close()
+        return True
+
+    def cut(self):
+        """ARCA stops: whatever is in flight ends here."""
+        if not self.refused:
+            self._fail(DRAINED, 0)
+
+    def describe(self):
+        """The pair for /connections."""
+        return {
+            "connection": self.connection.id,
+            "client": self.connection.client,
+            "server": self.connection.server,
+            "direction": "inbound" if self.connection.inbound else "outbound",
+            "protocol": _protocol_of(self.codec),
+            "age_seconds": round(clock() - self.connection.opened, 3),
+            "in_flight": 0 if self.codec is None else self.codec.in_flight,
+            "connected": self.upstream is not None and self.upstream.transport is not None,
+            "paused": {
+                "downstream": bool(self.downstream.paused),
+                "upstream": self.upstream is not None and bool(self.upstream.paused),
+            },
+        }
+
+
+def _protocol_of(codec):
+    if codec is None:
+        return None
+    return PROTOCOL_NAMES[(<Opaque>codec).exchange.protocol] if isinstance(codec, Opaque) else "http/1.1"
+
+
+def address_text(address):
+    """``host:port``, with brackets around an IPv6 host."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

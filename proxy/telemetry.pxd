@@ -1,0 +1,39 @@
+from protocols.exchange cimport Exchange
+from protocols.http1 cimport Assembly
+from proxy.cells cimport Counter, Gauge, Histogram
+
+
+cdef class Connection:
+    cdef readonly str id
+    cdef readonly str client
+    cdef readonly str server
+    cdef readonly bint inbound
+    cdef readonly double opened
+    cdef bytes json
+
+
+cdef class Outcome:
+    cdef Counter requests
+    cdef Histogram duration
+    cdef Histogram ttfb
+    cdef Counter request_bytes
+    cdef Counter response_bytes
+
+
+cdef class Telemetry:
+    cdef readonly object cells
+    cdef object log
+    cdef public double slow
+    cdef dict outcomes
+    cdef object ring
+    cdef Assembly lines
+    cdef double wall_offset
+    cdef long second
+    cdef bytes second_text
+
+    cdef record(self, Exchange exchange, Connection connection, object tcp)
+    cdef Outcome _outcome(self, Exchange exchange, Connection connection, object verdict)
+    cdef _write(self, Assembly out, Exchange exchange, Connection connection, object verdict, object tcp)
+    cdef _write_time(self, Assembly out, double monotonic)
+    cpdef list newest(self, int n)
+    cpdef flush(self)

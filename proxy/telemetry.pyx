@@ -1,0 +1,217 @@
+"""What a worker tells of an exchange that ended: counted, remembered, written as one line of JSON.
+
+Runs once per exchange on the byte path, so cells are resolved once per kind of outcome, and the line is put
+together in one buffer that is handed up when it is full or twice a second. Nothing here waits: the log's
+other end drops what it cannot take, and counts it. The names and their order are those of contract.md.
+"""
+
+import time
+from collections import deque
+
+import msgspec
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdio cimport snprintf
+from libc.string cimport strlen
+
+from protocols.exchange cimport COMPLETE, Exchange
+from protocols.http1 cimport Assembly
+from proxy.cells cimport Counter, Histogram
+from proxy.verdicts cimport decide
+
+from protocols.exchange import PROTOCOL_NAMES
+from protocols.verdict import OK
+
+cdef enum:
+    FLUSH_AT = 64 * 1024
+    RING = 512            # exchanges remembered for /exchanges, about 1 KB each
+    MAX_OUTCOMES = 4096   # kinds of outcome whose cells are kept at hand
+
+cdef object _ok = OK
+cdef bytes _OK_JSON = msgspec.json.encode(OK)
+cdef tuple _PROTOCOL_JSON = tuple(f'"{name}"'.encode() for name in PROTOCOL_NAMES)
+cdef const char* HEX_DIGITS = b"0123456789abcdef"
+
+
+cdef class Connection:
+    def __init__(self, str id, str client, str server, bint inbound, double opened):
+        self.id = id
+        self.client = client
+        self.server = server
+        self.inbound = inbound
+        self.opened = opened
+
+
+cdef class Outcome:
+    """The cells of one kind of outcome."""
+
+
+cdef class Telemetry:
+    def __init__(self, object cells, object log):
+        self.cells = cells
+        self.log = log
+        self.slow = 2.0
+        self.outcomes = {}
+        self.ring = deque(maxlen=RING)
+        self.lines = Assembly()
+        self.second = -1
+        self._set_clock()
+
+    def _set_clock(self):
+        # The wall clock may be set while we run: it is read again at every flush.
+        self.wall_offset = time.time() - time.monotonic()
+
+    cdef record(self, Exchange exchange, Connection connection, object tcp):
+        cdef object verdict = decide(exchange, connection.server)
+        cdef Outcome outcome = self._outcome(exchange, connection, verdict)
+        outcome.requests.add(1)
+        outcome.duration.observe(exchange.ended - exchange.started)
+        if exchange.first_byte >= 0:
+            outcome.ttfb.observe(exchange.first_byte - exchange.started)
+        outcome.request_bytes.add(exchange.request_bytes)
+        outcome.response_bytes.add(exchange.response_bytes)
+        self.ring.append((exchange, connection, verdict, tcp))
+        if self.log is not None:
+            self._write(self.lines, exchange, connection, verdict, tcp)
+            if self.lines.length >= FLUSH_AT:
+                self.flush()
+
+    cdef Outcome _outcome(self, Exchange exchange, Connection connection, object verdict):
+        cdef tuple key = (
+            (exchange.protocol << 16) | (connection.inbound << 12) | exchange.status, exchange.method, verdict.cause
+        )
+        cdef Outcome outcome = self.outcomes.get(key)
+        if outcome is not None:
+            return outcome
+        if len(self.outcomes) >= MAX_OUTCOMES:
+            self.outcomes.clear()
+        cells = self.cells
+        protocol = PROTOCOL_NAMES[exchange.protocol]
+        direction = "inbound" if connection.inbound else "outbound"
+        outcome = Outcome()
+        outcome.requests = cells.counter(
+            "arca_requests_total", protocol, direction,
+            "" if exchange.method is None else exchange.method.decode("latin-1"),
+            str(exchange.status) if exchange.status else (exchange.code or ""),
+            str(verdict.domain), "" if verdict.cause is None else str(verdict.cause),
+        )
+        outcome.duration = cells.histogram("arca_request_duration_seconds", protocol, direction, str(verdict.domain))
+        outcome.ttfb = cells.histogram("arca_request_ttfb_seconds", protocol, direction)
+        outcome.request_bytes = cells.counter("arca_request_bytes_total", protocol, direction)
+        outcome.response_bytes = cells.counter("arca_response_bytes_total", protocol, direction)
+        self.outcomes[key] = outcome
+        return outcome
+
+    cdef _write(self, Assembly out, Exchange exchange, Connection connection, object verdict, object tcp):
+        if connection.json is None:
+            connection.json = b',"direction":%b,"client":%b,"server":%b,"connection":%b' % (
+                b'"inbound"' if connection.inbound else b'"outbound"', msgspec.json.encode(connection.client),
+                msgspec.json.encode(connection.server), msgspec.json.encode(connection.id),
+            )
+        _text(out, b'{"time":"')
+        self._write_time(out, exchange.started)
+        _text(out, b'","protocol":')
+        _bytes(out, _PROTOCOL_JSON[exchange.protocol])
+        _bytes(out, connection.json)
+        _string(out, b',"method":', exchange.method)
+        _string(out, b',"target":', exchange.target)
+        _string(out, b',"authority":', exchange.authority)
+        if exchange.status:
+            _number(out, b',"status":%.0f', exchange.status)
+        else:
+            _text(out, b',"status":null')
+        _string(out, b',"code":', None if exchange.code is None else exchange.code.encode())
+        _string(out, b',"request_id":', exchange.request_id)
+        _string(out, b',"trace_id":', exchange.trace_id)
+        _string(out, b',"span_id":', exchange.span_id)
+        _string(out, b',"parent_id":', exchange.parent_id)
+        _number(out, b',"request_bytes":%.0f', exchange.request_bytes)
+        _number(out, b',"response_bytes":%.0f', exchange.response_bytes)
+        _duration(out, b',"connect_ms":', exchange.connect)
+        _duration(out, b',"ttfb_ms":', exchange.first_byte - exchange.started if exchange.first_byte >= 0 else -1)
+        _duration(out, b',"duration_ms":', exchange.ended - exchange.started)
+        _text(out, b',"tls":null,"tcp":')
+        if tcp is None:
+            _text(out, b"null")
+        else:
+            _bytes(out, msgspec.json.encode(tcp))
+        _text(out, b',"verdict":')
+        _bytes(out, _OK_JSON if verdict is _ok else msgspec.json.encode(verdict))
+        _text(out, b"}\n")
+
+    cdef _write_time(self, Assembly out, double monotonic):
+        cdef double wall = monotonic + self.wall_offset
+        cdef long second = <long>wall
+        cdef char fraction[16]
+        if second != self.second:
+            self.second = second
+            self.second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        _bytes(out, self.second_text)
+        snprintf(fraction, 16, b".%06dZ", <int>((wall - second) * 1e6))
+        _text(out, fraction)
+
+    cpdef list newest(self, int n):
+        cdef Assembly out
+        cdef list lines = []
+        for exchange, connection, verdict, tcp in list(self.ring)[-n:] if n > 0 else ():
+            out = Assembly()
+            self._write(out, exchange, connection, verdict, tcp)
+            lines.append(PyBytes_FromStringAndSize(out.bytes, out.length))
+        return lines
+
+    cpdef flush(self):
+        self._set_clock()
+        if self.log is not None and self.lines.length:
+            block = PyBytes_FromStringAndSize(self.lines.bytes, self.lines.length)
+            self.lines.length = 0
+            self.log(block)
+
+
+cdef inline int _text(Assembly out, const char* text) except -1:
+    return out.add(text, strlen(text))
+
+
+cdef inline int _bytes(Assembly out, bytes text) except -1:
+    return out.add(PyBytes_AS_STRING(text), len(text))
+
+
+cdef int _number(Assembly out, const char* form, double value) except -1:
+    cdef char text[64]
+    return out.add(text, snprintf(text, 64, form, value))
+
+
+cdef int _duration(Assembly out, const char* key, double seconds) except -1:
+    """Milliseconds with microseconds behind the point; null where ``seconds`` is negative."""
+    _text(out, key)
+    if seconds < 0:
+        return _text(out, b"null")
+    return _number(out, b"%.3f", seconds * 1000)
+
+
+cdef int _string(Assembly out, const char* key, bytes value) except -1:
+    """A JSON string of what was on the wire; bytes beyond ASCII are read as UTF-8, or as Latin-1 where they are not."""
+    cdef const unsigned char* p
+    cdef Py_ssize_t i, n, copied = 0
+    cdef char escape[6]
+    _text(out, key)
+    if value is None:
+        return _text(out, b"null")
+    p = <const unsigned char*>PyBytes_AS_STRING(value)
+    n = len(value)
+    for i in range(n):
+        if p[i] >= 0x80:
+            try:
+                return _bytes(out, msgspec.json.encode(value.decode()))
+            except UnicodeDecodeError:
+                return _bytes(out, msgspec.json.encode(value.decode("latin-1")))
+    out.add(b'"', 1)
+    for i in range(n):
+        if p[i] < 0x20 or p[i] == c'"' or p[i] == c"\\":
+            out.add(p + copied, i - copied)
+            copied = i + 1
+            escape[0:4] = [c"\\", c"u", c"0", c"0"]
+            escape[4] = HEX_DIGITS[p[i] >> 4]
+            escape[5] = HEX_DIGITS[p[i] & 15]
+            out.add(escape, 6)
+    out.add(p + copied, n - copied)
+    return out.add(b'"', 1)

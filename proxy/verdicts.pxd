@@ -1,0 +1,3 @@
+from protocols.exchange cimport Exchange
+
+cpdef object decide(Exchange exchange, str server)

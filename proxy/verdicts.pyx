@@ -1,0 +1,189 @@
+"""Whose an outcome was: a pure function from an exchange that ended to its verdict.
+
+So far the witnesses are the wire (what the two ends sent, and who closed) and errno (what the kernel told the
+proxy's own sockets). Neither can prove who reset a connection, so such verdicts say less than 1.0; what the
+kernel saw on the path will be joined here and nowhere else. The rule: what the evidence does not decide is
+``unknown``, never guessed.
+"""
+
+import errno
+import os
+
+from protocols.exchange cimport (
+    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, DOWNSTREAM_RST, DRAINED, End, Exchange, HEAD_TIMEOUT,
+    HTTP_1_0, HTTP_1_1, INTERNAL, LOOP, OVERLOAD, UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_RST,
+)
+
+from protocols.verdict import OK, Cause, Domain, Evidence, Origin, Phase, Source, Verdict
+
+cdef object _ok = OK
+
+# Dial errors by what they mean; connect(2), and net/ipv4/tcp_input.c, icmp.c for where each comes from.
+_DIAL = {
+    errno.ECONNREFUSED: (Cause.CONNECT_REFUSED, Origin.UPSTREAM, 0.95),
+    errno.ETIMEDOUT: (Cause.CONNECT_TIMEOUT, Origin.NETWORK, 0.95),
+    errno.ENETUNREACH: (Cause.UNREACHABLE, Origin.NETWORK, 0.95),
+    errno.EHOSTUNREACH: (Cause.UNREACHABLE, Origin.NETWORK, 0.95),
+    errno.ENETDOWN: (Cause.UNREACHABLE, Origin.HOST, 0.95),
+    errno.EHOSTDOWN: (Cause.UNREACHABLE, Origin.NETWORK, 0.95),
+    errno.ENONET: (Cause.UNREACHABLE, Origin.NETWORK, 0.95),
+    errno.EACCES: (Cause.UNREACHABLE, Origin.HOST, 0.9),  # prohibited by a route or a local rule
+    errno.EPERM: (Cause.UNREACHABLE, Origin.HOST, 0.9),
+    errno.ECONNRESET: (Cause.RESET, Origin.NETWORK, 0.7),
+    errno.ECONNABORTED: (Cause.RESET, Origin.NETWORK, 0.7),
+}
+_UNREACHABLE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETDOWN))
+
+
+def dial_answer(int error, str server):
+    """How HTTP is told that ``server`` could not be reached: (status, cause, one-line text)."""
+    cause, _, _ = _DIAL.get(error, (Cause.INTERNAL, None, 0))
+    status = 504 if cause is Cause.CONNECT_TIMEOUT else 502
+    return status, str(cause), f"no connection to the upstream {server}: {os.strerror(error)}"
+
+
+cdef object _phase(Exchange exchange):
+    if exchange.end == DIAL_FAILED:
+        return Phase.CONNECT
+    if exchange.first_byte >= 0:
+        return Phase.RESPONSE
+    if exchange.request_complete or exchange.protocol not in (HTTP_1_0, HTTP_1_1):
+        return Phase.WAIT
+    return Phase.REQUEST
+
+
+cdef str _progress(Exchange exchange):
+    """How far it had come, in figures."""
+    return (
+        f"after {(exchange.ended - exchange.started) * 1000:.1f} ms, "
+        f"{exchange.request_bytes} request and {exchange.response_bytes} response bytes"
+    )
+
+
+cpdef object decide(Exchange exchange, str server):
+    if exchange.end == COMPLETE and exchange.status < 400:
+        return _ok
+    return _blame(exchange, server)
+
+
+def _blame(Exchange exchange, str server):
+    """The table: one case for each way that an exchange can end badly."""
+    at_ms = round((exchange.ended - exchange.started) * 1000, 3)
+    phase = _phase(exchange)
+    progress = _progress(exchange)
+    sockets = f"ss -tni 'dst {server}'"
+
+    def wire(name, value):
+        return Evidence(Source.WIRE, name, value, at_ms)
+
+    def refused_by_os():
+        name = errno.errorcode.get(exchange.error, str(exchange.error))
+        return Evidence(Source.ERRNO, "connect" if exchange.end == DIAL_FAILED else "socket", name, at_ms)
+
+    if exchange.end == COMPLETE:
+        cause = Cause.STATUS_5XX if exchange.status >= 500 else Cause.STATUS_4XX
+        return Verdict(
+            Domain.APPLICATION, cause, Origin.UPSTREAM, phase, 1.0,
+            f"{server} itself answered {exchange.status} after {at_ms:.1f} ms.",
+            f"curl -sv -o /dev/null http://{server}{_path(exchange)}",
+            (wire("status", exchange.status),),
+        )
+    if exchange.end == DIAL_FAILED:
+        cause, origin, confidence = _DIAL.get(exchange.error, (None, None, 0))
+        if cause is None:
+            return Verdict(
+                Domain.PROXY, Cause.INTERNAL, Origin.PROXY, phase, 0.9,
+                f"ARCA could not dial {server}: {os.strerror(exchange.error)}.",
+                "cat /proc/sys/net/ipv4/ip_local_port_range; ss -s; ulimit -n", (refused_by_os(),),
+            )
+        return Verdict(
+            Domain.INFRASTRUCTURE, cause, origin, phase, confidence,
+            f"The connection to {server} failed after {at_ms:.1f} ms: {os.strerror(exchange.error)}.",
+            _dial_check(cause, server), (refused_by_os(),),
+        )
+    if exchange.end == DOWNSTREAM_FAULT:
+        return Verdict(
+            Domain.CLIENT, Cause.PROTOCOL_ERROR, Origin.DOWNSTREAM, Phase.REQUEST, 1.0,
+            f"The request breaks its protocol's framing: {exchange.fault}.", None, (wire("fault", exchange.fault),),
+        )
+    if exchange.end == UPSTREAM_FAULT:
+        fault = exchange.fault or "an earlier response on this connection was refused"
+        return Verdict(
+            Domain.APPLICATION, Cause.PROTOCOL_ERROR, Origin.UPSTREAM, Phase.RESPONSE, 1.0,
+            f"The response of {server} breaks its protocol's framing: {fault}.", None, (wire("fault", fault),),
+        )
+    if exchange.end == DOWNSTREAM_FIN or exchange.end == DOWNSTREAM_RST:
+        how, confidence = ("closed", 0.8) if exchange.end == DOWNSTREAM_FIN else ("reset", 0.9)
+        evidence = wire("downstream_fin", 1) if exchange.end == DOWNSTREAM_FIN else refused_by_os()
+        return Verdict(
+            Domain.CLIENT, Cause.CANCELED, Origin.DOWNSTREAM, phase, confidence,
+            f"Downstream {how} the connection before the answer was complete, {progress}.", None, (evidence,),
+        )
+    if exchange.end == UPSTREAM_FIN:
+        where = "in the middle of the response" if exchange.first_byte >= 0 else "before answering"
+        return Verdict(
+            Domain.APPLICATION, Cause.CLOSED_EARLY, Origin.UPSTREAM, phase, 0.9,
+            f"{server} closed the connection {where}, {progress}.", sockets, (wire("upstream_fin", 1),),
+        )
+    if exchange.end == UPSTREAM_RST:
+        if exchange.error in _UNREACHABLE:
+            cause, confidence, what = Cause.UNREACHABLE, 0.9, "became unreachable"
+        else:
+            # errno cannot tell an application's abort from a middlebox: half is all that can be claimed.
+            cause, confidence, what = Cause.RESET, 0.5, f"failed ({os.strerror(exchange.error or errno.ECONNRESET)})"
+        return Verdict(
+            Domain.INFRASTRUCTURE, cause, Origin.NETWORK, phase, confidence,
+            f"The established connection to {server} {what} {progress}; "
+            "whether a process or the path did it, errno cannot tell.",
+            sockets, (refused_by_os(),),
+        )
+    if exchange.end == HEAD_TIMEOUT:
+        return Verdict(
+            Domain.CLIENT, Cause.STALLED, Origin.DOWNSTREAM, Phase.REQUEST, 1.0,
+            f"The request head did not arrive within limits.head_timeout_seconds: {exchange.request_bytes} bytes "
+            f"in {at_ms:.0f} ms.", None, (wire("request_bytes", exchange.request_bytes),),
+        )
+    if exchange.end == LOOP:
+        return Verdict(
+            Domain.PROXY, Cause.LIMIT, Origin.PROXY, Phase.CONNECT, 1.0,
+            f"The connection was going to {server}, which is ARCA itself: it was reset rather than looped.",
+            "arca rules check",
+        )
+    if exchange.end == OVERLOAD:
+        return Verdict(
+            Domain.PROXY, Cause.OVERLOAD, Origin.PROXY, Phase.CONNECT, 1.0,
+            "ARCA carries limits.max_connections already: the connection was reset.",
+            "curl -s http://127.0.0.1:15000/stats",
+        )
+    if exchange.end == DRAINED:
+        return Verdict(
+            Domain.PROXY, Cause.LIMIT, Origin.PROXY, phase, 1.0,
+            f"ARCA was told to stop and limits.drain_seconds passed, {progress}.",
+        )
+    if exchange.end == UNREADABLE:
+        return Verdict(
+            Domain.UNKNOWN, Cause.UNKNOWN, None, phase, 0.0,
+            "The bytes stopped being readable as their protocol and were carried untouched: "
+            "how this exchange ended was not seen.",
+        )
+    return Verdict(
+        Domain.PROXY, Cause.INTERNAL, Origin.PROXY, phase, 1.0, f"A defect of ARCA ended it: {exchange.fault}."
+    )
+
+
+cdef str _path(Exchange exchange):
+    if exchange.target is None or not exchange.target.startswith(b"/"):
+        return "/"
+    path = exchange.target.decode("ascii", "replace")
+    # The command is to be pasted into a shell: a path with anything unusual in it is left out.
+    return path if all(c.isalnum() or c in "/-._~" for c in path) else "/"
+
+
+cdef str _dial_check(object cause, str server):
+    host, _, port = server.rpartition(":")
+    host = host.strip("[]")
+    if cause is Cause.CONNECT_REFUSED:
+        return f"ss -ltn 'sport = :{port}'   # on {host}"
+    if cause is Cause.UNREACHABLE:
+        return f"ip route get {host}"
+    return f"nc -zv -w 5 {host} {port}; nstat -az TcpExtTCPSynRetrans TcpExtListenOverflows"
