@@ -11,8 +11,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from netfilter.plan import differences, plan, removal, snapshot
-from netfilter.render import Family, ProxyIdentity, RuleSet, rule_set
+from netfilter.plan import differences, plan, snapshot
+from netfilter.render import NOTHING, Family, ProxyIdentity, RuleSet, rule_set
 from netfilter.rules import RuleSettings
 
 # Administrators' tools are not on the PATH of every service or cron job.
@@ -54,9 +54,12 @@ def apply(settings: RuleSettings, proxy: ProxyIdentity) -> list[str]:
         for family in _usable_families():
             before = _change(family, wanted[family])
             done.append((family, before))
-    except NetfilterError:
-        for family, before in reversed(done):
-            _change(family, before)
+    except NetfilterError as failure:
+        for family, before in done:
+            try:
+                _change(family, before)
+            except NetfilterError as error:
+                failure.add_note(f"and the IPv{family.value} rules could not be put back: {error}")
         raise
     return _warnings(settings)
 
@@ -83,7 +86,7 @@ def remove() -> bool:
     failure: NetfilterError | None = None
     for family in _usable_families():
         try:
-            changed |= any(_change(family, RuleSet()))
+            changed |= any(_change(family, NOTHING))
         except NetfilterError as error:
             failure = failure or error
     if failure is not None:
@@ -143,7 +146,7 @@ def _change(family: Family, wanted: RuleSet) -> RuleSet:
     """Bring a family to `wanted`; return what of ours was there before."""
     for attempt in range(1, _ATTEMPTS + 1):
         save = _save(family)
-        text = plan(save, wanted, family) if wanted.chains else removal(save, family)
+        text = plan(save, wanted, family)
         if not text:
             break
         try:
@@ -156,7 +159,14 @@ def _change(family: Family, wanted: RuleSet) -> RuleSet:
 
 
 def _save(family: Family) -> str:
-    text = _run([_tool(family, "save"), "--table", "nat"])
+    try:
+        text = _run([_tool(family, "save"), "--table", "nat"])
+    except NetfilterError as error:
+        # iptables-legacy on a kernel without this nat table: nothing can be in it. Where rules are wanted the
+        # restore fails and says so; where the family is switched off all is well.
+        if "Table does not exist" in error.detail:
+            return ""
+        raise
     # What iptables-nft prints instead of a table that holds expressions it does not know (xtables-save.c).
     if "`nat' is incompatible" in text:
         raise NetfilterError(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from netfilter.render import NOTHING, OWN_CHAINS, Block, Chain, Family, Jump, RuleSet, restore_text
+from netfilter.render import OWN_CHAINS, Block, Chain, Family, Jump, RuleSet, restore_text
 
 # A jump to a user-defined chain takes no options, so it ends the line; text inside a comment ends in a quote.
 _LEADS_TO = re.compile(r"(?:^| )-[jg] (\S+)$")
@@ -68,6 +68,7 @@ def snapshot(save: str) -> RuleSet:
 def plan(save: str, wanted: RuleSet, family: Family) -> str:
     """The input of one `iptables-restore --noflush` that makes the live table hold `wanted`; "" when it does.
 
+    To take out all that is ours, want NOTHING.
     What stays the same is not touched at all, so that counters and a person's `watch` survive a second apply.
     """
     if not differences(save, wanted):
@@ -79,11 +80,6 @@ def plan(save: str, wanted: RuleSet, family: Family) -> str:
     undo += [f"-F {name}" for name in gone]
     undo += [f"-X {name}" for name in gone]
     return restore_text(wanted, family, undo=undo)
-
-
-def removal(save: str, family: Family) -> str:
-    """The transaction that takes out all that is ours; "" when there is nothing."""
-    return plan(save, NOTHING, family)
 
 
 def differences(save: str, wanted: RuleSet) -> list[str]:

@@ -547,6 +547,43 @@ def test_when_the_second_family_fails_the_first_is_as_it_was(
     assert tables(host) == before
 
 
+def test_a_change_by_another_program_between_reading_and_writing_is_planned_anew(
+    host: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands.apply(WEB, PROXY)
+    read = commands._save
+    reads: list[Family] = []
+
+    def read_then_lose_the_race(family: Family) -> str:
+        save = read(family)
+        if family is Family.IPV4 and family not in reads:
+            host.run("iptables", "-t", "nat", "-D", "PREROUTING", "1")
+        reads.append(family)
+        return save
+
+    monkeypatch.setattr(commands, "_save", read_then_lose_the_race)
+    assert commands.remove()
+    assert reads.count(Family.IPV4) > 1
+    assert not any("ARCA" in line for lines in tables(host).values() for line in lines)
+
+
+def test_a_family_that_is_switched_off_may_have_no_nat_table_at_all(
+    host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tool in ("ip6tables-save", "ip6tables-restore"):
+        (tmp_path / tool).write_text(
+            "#!/bin/sh\necho \"can't initialize ip6tables table 'nat': Table does not exist\" >&2; exit 3\n"
+        )
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.setattr(commands, "_TOOL_PATH", f"{tmp_path}:{commands._TOOL_PATH}")
+    only_ipv4 = RuleSettings(inbound_ports=(80,), ipv6=False)
+    assert commands.apply(only_ipv4, PROXY) == []
+    assert commands.check(only_ipv4, PROXY) == []
+    assert commands.remove()
+    with pytest.raises(NetfilterError, match="modprobe"):
+        commands.apply(WEB, PROXY)
+
+
 def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "_TOOL_PATH", "/nowhere")
     with pytest.raises(NetfilterError, match=r"iptables-save: .* install the package iptables"):

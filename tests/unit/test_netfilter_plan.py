@@ -3,8 +3,8 @@
 import pytest
 
 from netfilter.commands import advice
-from netfilter.plan import differences, parse, plan, removal, snapshot
-from netfilter.render import Family, ProxyIdentity, RuleSet, rule_set
+from netfilter.plan import differences, parse, plan, snapshot
+from netfilter.render import NOTHING, Family, ProxyIdentity, RuleSet, rule_set
 from netfilter.rules import RuleSettings
 
 PROXY = ProxyIdentity(port=15001, uid=15001, gid=15001, own_ports=(9090,))
@@ -53,11 +53,11 @@ def test_rules_that_are_in_force_need_nothing() -> None:
 
 
 def test_nothing_to_remove_needs_nothing() -> None:
-    assert removal(EMPTY, Family.IPV4) == removal("", Family.IPV4) == ""
+    assert plan(EMPTY, NOTHING, Family.IPV4) == plan("", NOTHING, Family.IPV4) == ""
 
 
 def test_removal_deletes_jumps_empties_chains_then_deletes_them() -> None:
-    assert commands(removal(live(WEB), Family.IPV4)) == [
+    assert commands(plan(live(WEB), NOTHING, Family.IPV4)) == [
         f"-D PREROUTING {JUMP}",
         "-F ARCA_INBOUND",
         "-F ARCA_INBOUND_PORTS",
@@ -69,7 +69,7 @@ def test_removal_deletes_jumps_empties_chains_then_deletes_them() -> None:
 def test_every_jump_is_deleted_as_it_really_appears() -> None:
     altered = "-s 10.0.0.0/8 -p tcp -g ARCA_INBOUND"
     save = live(WEB, f"-A PREROUTING {JUMP}", f"-A OUTPUT {altered}", "-A DOCKER -j ARCA_INBOUND_PORTS")
-    assert commands(removal(save, Family.IPV4))[:4] == [
+    assert commands(plan(save, NOTHING, Family.IPV4))[:4] == [
         f"-D PREROUTING {JUMP}",
         f"-D PREROUTING {JUMP}",
         f"-D OUTPUT {altered}",
@@ -80,7 +80,7 @@ def test_every_jump_is_deleted_as_it_really_appears() -> None:
 def test_a_foreign_rule_that_only_speaks_of_our_chains_is_left_alone() -> None:
     foreign = '-A PREROUTING -m comment --comment "see -j ARCA_INBOUND" -j DOCKER'
     mine = "-A PREROUTING -j ARCA_INBOUND_OF_SOMEONE_ELSE"
-    assert removal(live(RuleSet(), foreign, mine), Family.IPV4) == ""
+    assert plan(live(NOTHING, foreign, mine), NOTHING, Family.IPV4) == ""
 
 
 def test_a_direction_that_is_no_longer_wanted_goes_in_the_same_transaction() -> None:
