@@ -29,8 +29,9 @@ cdef class Http1(Codec):
     cdef Scan request_scan
     cdef double request_started
     cdef bytearray held_request
-    cdef bytes pending_answer
+    cdef Fault request_fault
     cdef bint downstream_closed
+    cdef bint upstream_closed
 
     cdef bint response_in_body
     cdef Body response_body
@@ -50,6 +51,7 @@ cdef class Http1(Codec):
     cdef _resume(self)
     cdef _end_all(self, End how, int error, double now)
     cdef _refuse_request(self, Fault fault, double now)
+    cdef _answer_request_fault(self, double now)
     cdef _refuse_response(self, Fault fault, double now)
     cdef _refuse(self, bytes text, End rest, int error, double now)
     cdef _fall_open(self, str reason, double now)

@@ -2,7 +2,12 @@ from protocols.codec import Codec
 from protocols.trace_context import Ids
 
 def answer(
-    status: int, text: str, *, method: bytes | None = ..., request_id: bytes | None = ..., cause: str | None = ...
+    status: int,
+    text: str,
+    *,
+    method: bytes | None = ...,
+    request_id: bytes | None = ...,
+    cause: str | None = ...,
 ) -> bytes:
     """The response that ARCA itself gives: ``text`` says in one line what was wrong. The connection ends after it."""
 

@@ -33,7 +33,8 @@ cdef enum RequestState:
     BODY
     AWAIT_TUNNEL   # the newest request asked for a tunnel; what follows belongs to whatever upstream makes of it
     AWAIT_ANSWERS  # too many requests wait for their responses
-    CLOSED         # nothing more is read
+    UNREAD         # upstream sent FIN and will not answer: what still comes goes on as it is
+    CLOSED         # nothing more is taken
 
 cdef enum:
     # Requests in flight on one connection before no more are read from it; they are let in again at half.
@@ -143,6 +144,12 @@ cdef class Http1(Codec):
                     self._request_complete(now)
             elif self.request_state == HEAD:
                 if self.request_scan.position == 0:
+                    if p[position] == c"\r" and (position + 1 == n or p[position + 1] == c"\n"):
+                        # RFC 9112 section 2.2: an empty line before a request is no part of it. It goes on.
+                        if position + 1 == n:
+                            break
+                        position += 2
+                        continue
                     self.request_started = now
                 fault = find_end(p + position, n - position, &self.request_scan, True)
                 if fault == NONE and not self.request_scan.complete:
@@ -166,12 +173,21 @@ cdef class Http1(Codec):
                 position += head.length
                 if self.no_upstream is not None:
                     self.dial_failed(*self.no_upstream, now)
+                    self.held_request = None
                     return b""
                 if self.request_body.complete:
                     self._request_complete(now)
+            elif self.request_state == UNREAD:
+                position = n
             else:
                 break
 
+        if self.downstream_closed and self.request_state == HEAD and not self.over:
+            # A head that will never be complete: what it is to upstream, upstream decides.
+            self.held_request = bytearray(p[position:n])
+            self._queue_partial()
+            self.request_state = CLOSED
+            position = n
         if self.request_state == CLOSED or self.over and self.successor is None:
             self.held_request = None
         elif position < n:
@@ -194,13 +210,12 @@ cdef class Http1(Codec):
         cdef Exchange exchange = Exchange.__new__(
             Exchange, HTTP_1_0 if head.minor_version == 0 else HTTP_1_1, self.request_started
         )
-        cdef const unsigned char* method = p + head.method_start
         cdef Field* field
         cdef TraceContext trace
-        if head.method_length == 3 and memcmp(method, b"GET", 3) == 0:
+        if head.method_length == 3 and memcmp(p, b"GET", 3) == 0:
             exchange.method = GET
         else:
-            exchange.method = method[:head.method_length]
+            exchange.method = p[:head.method_length]
             exchange.method = _METHODS.get(exchange.method, exchange.method)
         exchange.target = p[head.target:head.target + head.target_length]
         exchange.request_bytes = head.length
@@ -287,31 +302,22 @@ cdef class Http1(Codec):
     cdef _request_complete(self, double now):
         cdef Exchange exchange = self.newest
         exchange.request_complete = True
-        if exchange.tunnel and exchange.status == 0:
+        if self.upstream_closed:
+            self.request_state = UNREAD
+        elif exchange.tunnel and exchange.status == 0:
             self.request_state = AWAIT_TUNNEL
         elif self.in_flight >= MAX_IN_FLIGHT and not self.downstream_closed:
             self.request_state = AWAIT_ANSWERS
         else:
             self.request_state = HEAD
         if exchange.response_complete:
-            self._finish(exchange, COMPLETE, now)
             self._pop(now)
 
     cpdef bytes downstream_eof(self, double now):
-        cdef bytes rest = b""
         self.downstream_closed = True
-        if self.over or self.held_request is None:
-            return rest
         if self.request_state == AWAIT_ANSWERS:
             self.request_state = HEAD
-            rest = self.from_downstream(b"", now)
-            if self.over or self.held_request is None:
-                return rest
-        if self.request_state == HEAD:
-            # A head that will never be complete: what it is to upstream, upstream decides.
-            self._queue_partial()
-        self.request_state = CLOSED
-        return rest + self.take_held_request()
+        return self.from_downstream(b"", now)
 
     # -- responses -----------------------------------------------------------------------------------------
 
@@ -342,10 +348,13 @@ cdef class Http1(Codec):
             n = len(owner)
         out.length = 0
 
-        while position < n:
+        while position < n and not self.over:
             exchange = self.oldest
             if exchange is None or exchange.response_complete:
-                self._fall_open("unsolicited_response", now)
+                if self.strict:
+                    self._refuse(b"", UPSTREAM_FAULT, 0, now)
+                else:
+                    self._fall_open("unsolicited_response", now)
                 break
             if self.response_in_body:
                 fault = advance(&self.response_body, p + position, n - position, &used)
@@ -382,8 +391,6 @@ cdef class Http1(Codec):
                 out.add_line(b"X-Request-ID: ", exchange.request_id)
                 copied = position - 2
             self._begin_response(exchange, now)
-            if self.over:
-                break
 
         if self.over and self.successor is None:
             self.held_response = None
@@ -403,9 +410,9 @@ cdef class Http1(Codec):
         """The head of a final response was read into ``head``: what follows it? RFC 9112 section 6.3."""
         cdef Framing framing
         if head.status == 101 or (exchange.method == b"CONNECT" and head.status < 300):
-            self._finish(exchange, COMPLETE, now)
             self._pop(now)
-            self._hand_over(Opaque(WEBSOCKET if head.websocket else TCP, now), now)
+            if not self.over:
+                self._hand_over(Opaque(WEBSOCKET if head.websocket else TCP, now), now)
             return
         if head.status == 204 or head.status == 304 or exchange.method == b"HEAD":
             framing = EMPTY
@@ -427,8 +434,7 @@ cdef class Http1(Codec):
         cdef Exchange exchange = self.oldest
         self.response_in_body = False
         exchange.response_complete = True
-        if exchange.request_complete:
-            self._finish(exchange, COMPLETE, now)
+        if exchange.request_complete or self.downstream_closed:
             self._pop(now)
 
     cpdef bytes upstream_eof(self, double now):
@@ -436,10 +442,15 @@ cdef class Http1(Codec):
         if self.over:
             return b""
         rest = self.take_held_response()
-        if self.response_in_body and self.response_body.framing == UNTIL_CLOSE:
-            self.oldest.request_complete = True
-            self._response_complete(now)
+        self.upstream_closed = True
+        if self.oldest is not None:
+            self.oldest.response_bytes += len(rest)
+            if self.response_in_body and self.response_body.framing == UNTIL_CLOSE:
+                self.oldest.response_complete = True
         self._end_all(DOWNSTREAM_FIN if self.downstream_closed else UPSTREAM_FIN, 0, now)
+        if self.request_state != HEAD and self.request_state != CLOSED:
+            self._resume()
+            self.request_state = UNREAD
         return rest
 
     # -- the queue of exchanges ----------------------------------------------------------------------------
@@ -454,32 +465,35 @@ cdef class Http1(Codec):
 
     cdef _queue_partial(self):
         """An exchange for a head that is not to be understood, with as much of it as can be told."""
-        cdef Exchange exchange = Exchange.__new__(Exchange, HTTP_1_1, self.request_started)
-        cdef bytes line
+        cdef Exchange exchange
         cdef list words
-        exchange.request_bytes = len(self.held_request)
-        line = bytes(self.held_request[:512]).lstrip(b"\r\n").partition(b"\n")[0].rstrip(b"\r")
-        words = line.split(b" ", 2)
-        if len(words) > 1 or len(self.held_request) > len(line):
-            exchange.method = words[0][:32]
+        if self.request_scan.position == 0:
+            return
+        exchange = Exchange.__new__(Exchange, HTTP_1_1, self.request_started)
+        exchange.request_bytes = self.request_scan.position
+        words = bytes(self.held_request[:min(512, self.request_scan.position)]).split(b"\n")[0].split(b" ", 2)
         if len(words) > 1:
-            exchange.target = words[1]
+            exchange.method = words[0][:32]
+            exchange.target = words[1].rstrip(b"\r")
         self._queue(exchange)
 
     cdef _finish(self, Exchange exchange, End how, double now):
         exchange.end = how
         exchange.ended = now
+        exchange.following = None
         self.finished.append(exchange)
         self.signals |= FINISHED
 
     cdef _pop(self, double now):
-        """The oldest exchange is done with; its successor is answered next."""
-        self.oldest = self.oldest.following
+        """The oldest exchange came to its end; the one that follows is answered next."""
+        cdef Exchange exchange = self.oldest
+        self.oldest = exchange.following
         self.in_flight -= 1
+        self._finish(exchange, COMPLETE, now)
         if self.oldest is None:
             self.newest = None
-        elif self.oldest is self.newest and self.pending_answer is not None:
-            self._refuse(self.pending_answer, DOWNSTREAM_FAULT, 0, now)
+        elif self.oldest.fault is not None:
+            self._answer_request_fault(now)
         if self.request_state == AWAIT_ANSWERS and self.in_flight <= MAX_IN_FLIGHT // 2:
             self._resume()
 
@@ -494,11 +508,10 @@ cdef class Http1(Codec):
         cdef Exchange exchange = self.oldest, following
         while exchange is not None:
             following = exchange.following
-            exchange.following = None
-            if exchange.response_complete:
+            if exchange.fault is not None:
+                self._finish(exchange, exchange.end, now)
+            elif exchange.response_complete:
                 self._finish(exchange, COMPLETE, now)
-            elif exchange.fault is not None and how != UPSTREAM_FAULT:
-                self._finish(exchange, DOWNSTREAM_FAULT, now)
             else:
                 exchange.error = error
                 self._finish(exchange, how, now)
@@ -510,7 +523,7 @@ cdef class Http1(Codec):
     cpdef end(self, End how, int error, double now):
         if self.over:
             return
-        if self.held_request is not None and self.request_state == HEAD:
+        if self.request_state == HEAD:
             self._queue_partial()
         self._end_all(how, error, now)
         self.held_request = self.held_response = None
@@ -519,23 +532,31 @@ cdef class Http1(Codec):
     # -- what the engine does not carry on -----------------------------------------------------------------
 
     cdef _refuse_request(self, Fault fault, double now):
-        """The newest request breaks the framing: it is answered when its turn comes, and nothing after it is read."""
+        """The newest request breaks the framing: nothing after it is read, and it is answered when its turn comes."""
         cdef Exchange exchange = self.newest
         self.request_state = CLOSED
-        exchange.status, exchange.fault = FAULTS[fault]
-        if exchange is self.oldest and (self.response_in_body or exchange.response_complete):
-            # Its answer is on its way already: there is no room for another.
+        self.request_fault = fault
+        exchange.end = DOWNSTREAM_FAULT
+        exchange.fault = FAULTS[fault][1]
+        if exchange is self.oldest:
+            self._answer_request_fault(now)
+
+    cdef _answer_request_fault(self, double now):
+        cdef Exchange exchange = self.oldest
+        if exchange.status or self.upstream_closed:
+            # Its answer is on its way already, or none can be given any more.
             self._refuse(b"", DOWNSTREAM_FAULT, 0, now)
             return
-        self.pending_answer = answer(
-            exchange.status, exchange.fault, method=exchange.method, request_id=exchange.request_id
+        exchange.status = FAULTS[self.request_fault][0]
+        self._refuse(
+            answer(exchange.status, exchange.fault, method=exchange.method, request_id=exchange.request_id),
+            DOWNSTREAM_FAULT, 0, now,
         )
-        if exchange is self.oldest:
-            self._refuse(self.pending_answer, DOWNSTREAM_FAULT, 0, now)
 
     cdef _refuse_response(self, Fault fault, double now):
         """The response that is being read breaks the framing."""
         cdef Exchange exchange = self.oldest
+        exchange.end = UPSTREAM_FAULT
         exchange.fault = FAULTS[fault][1]
         if self.response_in_body:
             self._refuse(b"", UPSTREAM_FAULT, 0, now)
@@ -564,7 +585,6 @@ cdef class Http1(Codec):
         )
 
     cdef _refuse(self, bytes text, End rest, int error, double now):
-        self.pending_answer = None
         self._end_all(rest, error, now)
         self.refusal = Refusal(text)
         self.signals |= REFUSED
@@ -572,10 +592,15 @@ cdef class Http1(Codec):
 
     cdef _fall_open(self, str reason, double now):
         """From here on the bytes are carried without being read."""
-        self.fallback = reason
         self._hand_over(Opaque(TCP, now), now)
+        if self.successor is not None:
+            self.fallback = reason
 
     cdef _hand_over(self, Codec successor, double now):
+        if self.newest is not None and self.newest.fault is not None:
+            # Bytes after a refused request were dropped already; none of them may go on unread.
+            self._refuse(b"", UPSTREAM_FAULT, 0, now)
+            return
         self._end_all(UNREADABLE, 0, now)
         self.successor = successor
         self.signals |= SUCCEEDED
@@ -593,4 +618,7 @@ cdef class Http1(Codec):
         return b"" if held is None else bytes(held)
 
     cpdef bint awaits_head(self, double since):
-        return self.held_request is not None and self.request_state == HEAD and self.request_started < since
+        return (
+            self.request_scan.position > 0 and self.request_state == HEAD and not self.over
+            and self.request_started < since
+        )

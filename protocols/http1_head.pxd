@@ -29,10 +29,9 @@ cdef enum Fault:
 
 # Where the search for the end of a head stands; offsets count from the head's first byte.
 cdef struct Scan:
-    Py_ssize_t position
-    Py_ssize_t line
+    Py_ssize_t position  # bytes looked at
+    Py_ssize_t line      # where the line that is being looked at begins
     Py_ssize_t first_line_end
-    int lines
     bint complete
 
 cdef struct Field:
@@ -46,7 +45,6 @@ cdef struct Field:
 cdef struct Head:
     Py_ssize_t length
     int minor_version
-    Py_ssize_t method_start
     Py_ssize_t method_length
     Py_ssize_t target
     Py_ssize_t target_length

@@ -2,7 +2,8 @@
 
 The grammar is RFC 9112 sections 2 to 6 and RFC 9110 section 5, read strictly: whatever two parsers could
 read differently is a fault. Nothing is copied and nothing is changed here; a ``Head`` holds offsets into
-the bytes that were given. ``FAULTS`` is the whole list of what can be wrong, with the status that answers
+the bytes that were given. No loop looks for the end of its bytes: each stops at a byte that it does not take,
+and ``find_end`` has seen that every line ends with CR LF. ``FAULTS`` is the whole list of what can be wrong, with the status that answers
 it and the sentence that tells the sender.
 """
 
@@ -29,10 +30,10 @@ FAULTS = {
     LENGTH_AND_CODING: (400, "Content-Length together with Transfer-Encoding is not allowed: send one of them"),
     LENGTHS_DIFFER: (400, "differing Content-Length values: exactly one is allowed"),
     BAD_LENGTH: (400, "malformed Content-Length: expected decimal digits below 2^63"),
-    CODING_UNKNOWN: (501, "Transfer-Encoding of a request must end with chunked"),
+    CODING_UNKNOWN: (501, "the last Transfer-Encoding must be chunked"),
     CHUNKED_TWICE: (400, "Transfer-Encoding names chunked more than once"),
     CODING_IN_1_0: (400, "Transfer-Encoding is not allowed in HTTP/1.0"),
-    LINE_TOO_LONG: (414, "request line over 8 KiB"),
+    LINE_TOO_LONG: (414, "the first line is over 8 KiB"),
     HEAD_TOO_LARGE: (431, "header block over 60 KiB"),
     TOO_MANY_FIELDS: (431, "more than 100 header fields"),
     BAD_CHUNK_SIZE: (400, "malformed chunk size: expected 1 to 16 hex digits"),
@@ -70,29 +71,32 @@ cdef inline bint _is_version(const unsigned char* p) noexcept nogil:
     )
 
 
-cdef Fault _check_request_line(const unsigned char* p, Py_ssize_t n) noexcept nogil:
-    """The request line without its LF: is it HTTP/1 at all?"""
-    if n and p[n - 1] == c"\r":
-        n -= 1
-    # Shortest: "G / HTTP/1.1"
-    if n < 12 or not _is_version(p + n - 8) or p[n - 9] != c" ":
-        return NOT_HTTP
-    return NONE
-
-
-cdef Fault _check_beginning(const unsigned char* p, Py_ssize_t n, bint request) noexcept nogil:
-    """What came of a first line that is not complete: could it still become one?"""
-    cdef Py_ssize_t i
+cdef Fault _check_first_line(const unsigned char* p, Py_ssize_t n, bint ended, Scan* scan, bint request) noexcept nogil:
+    """Can these ``n`` bytes be a first line, or, when it has not ``ended``, the beginning of one?"""
+    cdef Py_ssize_t i, length
     cdef const char* version = b"HTTP/1."
     if request:
         for i in range(n):
-            if p[i] == c" ":
-                return NOT_HTTP if i == 0 else NONE
-            if not TOKEN[p[i]] or i >= MAX_METHOD:
+            if p[i] == c" " and i:
+                break
+            if not TOKEN[p[i]] or i == MAX_METHOD:
+                scan.position = i + 1
                 return NOT_HTTP
-        return NONE
-    for i in range(min(n, 7)):
-        if p[i] != <unsigned char>version[i]:
+    else:
+        for i in range(min(n, 7)):
+            if p[i] != <unsigned char>version[i]:
+                scan.position = i + 1
+                return NOT_HTTP
+    length = n - 1 if ended else n
+    if length > MAX_LINE:
+        scan.position = MAX_LINE + 1
+        return LINE_TOO_LONG
+    if ended and request:
+        if p[length - 1] == c"\r":
+            length -= 1
+        # Shortest: "G / HTTP/1.1"
+        if length < 12 or not _is_version(p + length - 8) or p[length - 9] != c" ":
+            scan.position = n
             return NOT_HTTP
     return NONE
 
@@ -100,55 +104,35 @@ cdef Fault _check_beginning(const unsigned char* p, Py_ssize_t n, bint request) 
 cdef Fault find_end(const unsigned char* p, Py_ssize_t n, Scan* scan, bint request) noexcept nogil:
     """Look for the empty line that ends a head, going on from where ``scan`` stands.
 
-    Found: ``scan.complete``, and ``scan.position`` is one past it. Else more bytes are needed, or the
-    fault says that they would not help.
+    Found: ``scan.complete``, and ``scan.position`` is one past it. Else more bytes are needed, or the fault
+    says that they would not help. A fault is found at the same byte however the bytes were cut, and
+    ``scan.position`` is one past that byte.
     """
     cdef const unsigned char* lf
-    cdef Py_ssize_t at, length
+    cdef Py_ssize_t end, length
     cdef Fault fault
     while True:
         lf = <const unsigned char*>memchr(p + scan.position, c"\n", n - scan.position)
-        if lf == NULL:
-            scan.position = n
-            break
-        at = lf - p
-        length = at - scan.line
+        end = n if lf == NULL else lf - p + 1
         if scan.first_line_end == 0:
-            if request and length == 1 and p[at - 1] == c"\r":
-                # RFC 9112 section 2.2: an empty line before a request is to be ignored; it is carried with it.
-                if at > 64:
-                    return NOT_HTTP
-                scan.position = scan.line = at + 1
-                continue
-            if request:
-                fault = _check_request_line(p + scan.line, length)
-            else:
-                fault = _check_beginning(p, min(at, 7), False) if at >= 7 else NOT_HTTP
+            fault = _check_first_line(p, end, lf != NULL, scan, request)
             if fault != NONE:
                 return fault
-            if length > MAX_LINE:
-                return LINE_TOO_LONG
-            scan.first_line_end = at + 1
-        if length == 0 or p[at - 1] != c"\r":
+            if lf != NULL:
+                scan.first_line_end = end
+        elif end - scan.first_line_end > MAX_BLOCK:
+            scan.position = scan.first_line_end + MAX_BLOCK + 1
+            return HEAD_TOO_LARGE
+        scan.position = end
+        if lf == NULL:
+            return NONE
+        length = end - 1 - scan.line
+        if length == 0 or p[end - 2] != c"\r":
             return BARE_LF
-        scan.position = at + 1
         if length == 1:
             scan.complete = True
-            return NONE if at + 1 - scan.first_line_end <= MAX_BLOCK else HEAD_TOO_LARGE
-        scan.line = at + 1
-        scan.lines += 1
-        if scan.lines > MAX_FIELDS + 1:
-            return TOO_MANY_FIELDS
-    if scan.first_line_end == 0:
-        if scan.line < n and not (request and p[scan.line] == c"\r" and n - scan.line == 1):
-            fault = _check_beginning(p + scan.line, n - scan.line, request)
-            if fault != NONE:
-                return fault
-        if n - scan.line > MAX_LINE:
-            return LINE_TOO_LONG
-    elif n - scan.first_line_end > MAX_BLOCK:
-        return HEAD_TOO_LARGE
-    return NONE
+            return NONE
+        scan.line = end
 
 
 cdef bint same(const unsigned char* p, Py_ssize_t n, const char* lower, Py_ssize_t lower_length) noexcept nogil:
@@ -174,7 +158,7 @@ cdef bint named(const unsigned char* p, const Field* field, const char* lower, P
 cdef Fault _content_length(const unsigned char* p, Field* field, Head* head) noexcept nogil:
     """RFC 9112 section 6.3: a list of equal values may be read as that value, differing ones are refused."""
     cdef Py_ssize_t i = field.value, end = field.value + field.value_length
-    cdef unsigned long long value
+    cdef unsigned long long value, digit
     cdef bint digits
     while True:
         while i < end and (p[i] == c" " or p[i] == c"\t"):
@@ -182,9 +166,10 @@ cdef Fault _content_length(const unsigned char* p, Field* field, Head* head) noe
         value = 0
         digits = False
         while i < end and c"0" <= p[i] <= c"9":
-            if value > (<unsigned long long>0x7FFFFFFFFFFFFFFF - 9) // 10:
+            digit = p[i] - c"0"
+            if value > (<unsigned long long>0x7FFFFFFFFFFFFFFF - digit) // 10:
                 return BAD_LENGTH
-            value = value * 10 + (p[i] - c"0")
+            value = value * 10 + digit
             digits = True
             i += 1
         if not digits:
@@ -313,7 +298,7 @@ cdef Fault _parse_fields(const unsigned char* p, Py_ssize_t i, Py_ssize_t n, Hea
 
 cdef inline void _reset(Head* head, Py_ssize_t n) noexcept nogil:
     head.length = n
-    head.method_start = head.method_length = head.target = head.target_length = 0
+    head.method_length = head.target = head.target_length = 0
     head.status = head.field_count = head.trace_fields = 0
     head.host = head.request_id = -1
     head.upgrade = head.websocket = head.has_content_length = head.chunked = head.has_coding = False
@@ -322,17 +307,12 @@ cdef inline void _reset(Head* head, Py_ssize_t n) noexcept nogil:
 
 
 cdef Fault parse_request(const unsigned char* p, Py_ssize_t n, Head* head) noexcept nogil:
-    """Read the ``n`` bytes of a complete request head (empty lines before it included) into ``head``."""
+    """Read the ``n`` bytes of a complete request head into ``head``; ``find_end`` has seen its method."""
     cdef Py_ssize_t i = 0
     _reset(head, n)
-    while p[i] == c"\r" and p[i + 1] == c"\n":
-        i += 2
-    head.method_start = i
-    while TOKEN[p[i]]:
+    while p[i] != c" ":
         i += 1
-    head.method_length = i - head.method_start
-    if head.method_length == 0 or p[i] != c" ":
-        return BAD_REQUEST_LINE
+    head.method_length = i
     i += 1
     head.target = i
     while p[i] > 32 and p[i] != 127:
@@ -340,6 +320,8 @@ cdef Fault parse_request(const unsigned char* p, Py_ssize_t n, Head* head) noexc
     head.target_length = i - head.target
     if head.target_length == 0 or p[i] != c" " or not _is_version(p + i + 1) or p[i + 9] != c"\r":
         return BAD_REQUEST_LINE
+    if p[i + 10] != c"\n":
+        return BARE_CR
     head.minor_version = p[i + 8] - c"0"
     return _parse_fields(p, i + 11, n, head, True)
 
@@ -362,7 +344,7 @@ cdef Fault parse_response(const unsigned char* p, Py_ssize_t n, Head* head) noex
     while TEXT[p[i]]:
         i += 1
     if p[i] != c"\r":
-        return BAD_VALUE
+        return BAD_STATUS_LINE
     if p[i + 1] != c"\n":
         return BARE_CR
     return _parse_fields(p, i + 2, n, head, False)

@@ -95,8 +95,8 @@ cdef class TraceContext:
     """What a request's trace headers become.
 
     ``traceparent`` is the value to send, or None where the one that came goes on as it is; ``in_place`` says
-    that it takes the place of the one that came, and is not a line of its own. ``b3`` maps a lower-case header name to its new value, or to None for a line to be dropped;
-    headers that are not named in it pass. ``span_id`` is None where no span of ours was put on the wire.
+    that it takes the place of the one that came, and is not a line of its own. ``b3`` maps a lower-case header
+    name to its new value, or to None for a line to be dropped; headers that are not named in it pass. ``span_id`` is None where no span of ours was put on the wire.
     """
 
 
@@ -186,9 +186,12 @@ cdef dict _rewritten_b3(dict b3, bytes trace_id, bytes span_id, bytes parent_id,
     """The B3 headers that came, saying these ids."""
     cdef dict changed = {}
     cdef bytes flag = b"1" if sampled else b"0"
-    if b"b3" in b3:
+    cdef bytes single = b3.get(b"b3"), state = flag
+    if single is not None:
+        if sampled and b"d" in (single, *single.split(b"-")[2:3]):
+            state = b"d"  # debug is a stronger "sampled", and not ours to take back
         changed[b"b3"] = b"-".join(
-            (trace_id, span_id, flag) if parent_id is None else (trace_id, span_id, flag, parent_id)
+            (trace_id, span_id, state) if parent_id is None else (trace_id, span_id, state, parent_id)
         )
     if b"x-b3-traceid" in b3 or b"x-b3-spanid" in b3:
         changed[b"x-b3-traceid"] = trace_id
@@ -245,6 +248,9 @@ cpdef TraceContext continue_trace(Ids ids, list traceparents, list tracestates, 
         if sampled is not None:
             context.sampled = sampled
             context.traceparent = context.traceparent[:53] + (b"01" if sampled else b"00")
+        if b3.get(b"b3", b"1") not in (b"0", b"1", b"d") or b"x-b3-traceid" in b3 or b"x-b3-spanid" in b3:
+            # Ids that cannot be continued are not left to contradict the new ones.
+            context.b3 = _rewritten_b3(b3, context.trace_id, context.span_id, None, context.sampled)
         return context
     context.trace_id = trace_id
     context.parent_id = span_id
