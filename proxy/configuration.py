@@ -99,13 +99,14 @@ def unknown_variables(environment: Mapping[str, str]) -> list[tuple[str, str]]:
 def _from_file(path: Path) -> dict[str, _Given]:
     origin = str(path)
     try:
-        document = tomllib.loads(path.read_bytes().decode())
+        text = path.read_bytes().decode()
+        document = tomllib.loads(text)
     except OSError as error:
         raise SettingsError(origin, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise SettingsError(origin, f"is not UTF-8 (byte {error.start}), so it is not TOML") from None
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(origin, f"is not TOML: {error}") from None  # tomllib names line and column
+        raise SettingsError(origin, f"is not TOML: {_with_place(str(error), text)}") from None
     given: dict[str, _Given] = {}
     for name, value in document.items():
         if name not in _TABLES:
@@ -118,6 +119,13 @@ def _from_file(path: Path) -> dict[str, _Given]:
             key = _known(origin, name, inner)
             given[key.dotted] = _check(key, _Given(origin, inner_value))
     return given
+
+
+def _with_place(error: str, text: str) -> str:
+    """tomllib names line and column of a fault everywhere but at the end."""
+    last = text.splitlines()[-1] if text else ""
+    place = f"at line {max(1, len(text.splitlines()))}, column {len(last) + 1}, the end"
+    return error.replace("at end of document", place)
 
 
 def _known(origin: str, table: str, name: str) -> _Key:
@@ -280,9 +288,12 @@ def allowed(kind: inspect.Type) -> str:
 
 
 def _range(kind: inspect.IntType | inspect.FloatType) -> str:
-    low = f"from {kind.ge:g}" if kind.ge is not None else f"above {kind.gt:g}" if kind.gt is not None else ""
-    high = f"to {kind.le:g}" if kind.le is not None else f"below {kind.lt:g}" if kind.lt is not None else ""
-    return "".join(f" {part}" for part in (low, high) if part)
+    bounds = (("from", kind.ge), ("above", kind.gt), ("to", kind.le), ("below", kind.lt))
+    return "".join(f" {word} {_number(bound)}" for word, bound in bounds if bound is not None)
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
 
 
 def _is_list(kind: inspect.Type) -> bool:

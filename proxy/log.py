@@ -6,10 +6,13 @@ import logging
 
 
 def configure_log(level: str) -> None:
-    """``level`` as in the settings: debug, info, warning, error. May be called again to change it."""
+    """``level`` as in the settings: debug, info, warning, error. May be called again to change it.
+
+    It is the level of ARCA's own words; libraries are heard from ``warning`` on.
+    """
     logging.basicConfig(
         format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s[%(process)d]: %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
-        level=level.upper(),
+        level=logging.WARNING,
     )
-    logging.getLogger().setLevel(level.upper())
+    logging.getLogger("arca").setLevel(level.upper())

@@ -177,7 +177,8 @@ class Supervisor:
             await asyncio.to_thread(self._exchange_log.close, GRACE_SECONDS)
         for site in self._sites:
             await site.cleanup()
-        _log.info("stopped")
+        if self._keepers:
+            _log.info("stopped")
 
     async def _end_workers(self, seconds: float) -> None:
         if not self._keepers:
@@ -381,7 +382,7 @@ class Supervisor:
         )
 
     def set_log_level(self, level: str) -> None:
-        logging.getLogger().setLevel(level.upper())
+        configure_log(level)
         self._tell(LogLevel(level))
 
 

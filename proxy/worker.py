@@ -9,6 +9,7 @@ the channel ends, the supervisor is gone: the worker drains as if asked, and end
 from __future__ import annotations
 
 import asyncio
+import encodings.idna  # noqa: F401  (each dial uses it; where Python lies may be closed to the worker's user)
 import gc
 import logging
 import os
@@ -67,7 +68,7 @@ class Worker:
             case Ask():
                 self._answer(message)
             case LogLevel():
-                logging.getLogger().setLevel(message.level.upper())
+                configure_log(message.level)
             case _:
                 assert_never(message)
 
