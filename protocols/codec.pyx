@@ -5,9 +5,7 @@ the other side. Whatever else it has to say is left in attributes and announced 
 that ended, a refusal to carry out, a successor to hand the connection to. The caller clears ``signals``.
 """
 
-from protocols.exchange cimport (
-    COMPLETE, DOWNSTREAM_FIN, TCP, UPSTREAM_FIN, End, Exchange, Protocol,
-)
+from protocols.exchange cimport COMPLETE, DIAL_FAILED, DOWNSTREAM_FIN, UPSTREAM_FIN, End, Exchange, Protocol
 
 
 cdef class Refusal:
@@ -73,6 +71,7 @@ cdef class Opaque(Codec):
         return data
 
     cpdef dial_failed(self, int error, int status, str cause, str text, double now):
+        self.end(DIAL_FAILED, error, now)
         self.refusal = Refusal(b"")
         self.signals |= REFUSED
 
