@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench.paced import PacedReport, run_paced
 from tests.bench.peers import Peer, standing
-from tests.bench.processes import cpu_between, cpu_of_tree
+from tests.bench.processes import NotMeasured, cpu_between, cpu_of_tree
 from tests.bench.wrk import run_wrk
 
 if TYPE_CHECKING:
@@ -32,11 +32,15 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class LoadFigures:
-    """One round under full load; CPU in microseconds per request, None without a proxy."""
+    """One round under full load; CPU in microseconds per request, None without a proxy.
+
+    `leader_us` is the part of the first process: ARCA's supervisor, which carries no connection.
+    """
 
     requests_per_second: float
     cpu_us: float | None
     kernel_us: float | None
+    leader_us: float | None
     p50_ms: float
     p99_ms: float
     faults: str
@@ -44,16 +48,21 @@ class LoadFigures:
 
 def measure_load(bench: Bench, subject: Peer | None, seconds: float) -> LoadFigures:
     with standing(subject, bench.directory, bench.upstream_port, bench.proxy_core) as proxy:
+        leader = proxy.process.pid if proxy.process else None
         run_wrk(proxy.port, WARM_UP_SECONDS, bench.load_core)
-        before = cpu_of_tree(proxy.process.pid) if proxy.process else {}
+        before = cpu_of_tree(leader) if leader else {}
         report = run_wrk(proxy.port, seconds, bench.load_core)
-        after = cpu_of_tree(proxy.process.pid) if proxy.process else {}
+        after = cpu_of_tree(leader) if leader else {}
         proxy.require_done(report.requests)
+    if not report.requests:
+        raise NotMeasured(f"no request was answered: {report.faults}")
     used = cpu_between(before, after)
+    microseconds = 1e6 / report.requests
     return LoadFigures(
         requests_per_second=report.requests_per_second,
-        cpu_us=used.total / report.requests * 1e6 if proxy.process else None,
-        kernel_us=used.kernel / report.requests * 1e6 if proxy.process else None,
+        cpu_us=used.total * microseconds if leader else None,
+        kernel_us=used.kernel * microseconds if leader else None,
+        leader_us=(after[leader] - before[leader]).total * microseconds if leader else None,
         p50_ms=report.p50_ms,
         p99_ms=report.p99_ms,
         faults=report.faults,
