@@ -32,8 +32,14 @@ class LiveRules:
 
     async def apply(self, settings: Settings) -> None:
         """Raises NetfilterError, after which the rules are as they were."""
-        self.applied = True  # also when it fails halfway: then there is the more reason to remove
-        for warning in await self._alone(lambda: commands.apply(settings.rules, identity(settings))):
+        before = self.applied
+        self.applied = True  # whoever is cancelled while the tool runs must still remove what it does
+        try:
+            warnings = await self._alone(lambda: commands.apply(settings.rules, identity(settings)))
+        except commands.NetfilterError:
+            self.applied = before
+            raise
+        for warning in warnings:
             _log.warning("%s", warning)
         _log.info("rules applied")
 

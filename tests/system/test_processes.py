@@ -8,12 +8,14 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
+from proxy.listeners import listening_inodes
 from tests.system.processes import PATIENCE, Arca, Echo, command_line, free_port, until
 
 if TYPE_CHECKING:
@@ -319,7 +321,45 @@ def test_a_worker_without_connections_is_small(echo: Echo) -> None:
 
 # ---- with rules, in a network namespace that is thrown away
 
+WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin,-net_raw")
 NAMESPACE = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "arca")
+
+
+class Peer:
+    """A web server and its clients in the namespace of ``arca``, which they keep alive."""
+
+    def __init__(self, arca: Arca) -> None:
+        self._namespace = os.open(f"/proc/{arca.process.pid}/ns/net", os.O_RDONLY)
+        serve = [sys.executable, "-m", "http.server", "8080", "--bind", "127.0.0.1"]
+        self._server = subprocess.Popen(
+            self._inside(*serve),
+            pass_fds=[self._namespace],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def __enter__(self) -> Self:
+        until(self._listening)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.kill()
+        self._server.wait()
+        os.close(self._namespace)
+
+    def _listening(self) -> bool:
+        return bool(listening_inodes(Path(f"/proc/{self._server.pid}/net/tcp").read_text(), 8080))
+
+    def fetch(self) -> str:
+        """The status that curl gets."""
+        curl = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:8080/"]
+        done = subprocess.run(
+            self._inside(*curl), pass_fds=[self._namespace], capture_output=True, text=True, check=False
+        )
+        return done.stdout
+
+    def _inside(self, *command: str) -> list[str]:
+        return ["nsenter", f"--net=/proc/self/fd/{self._namespace}", *command]
 
 
 def nat_table(arca: Arca) -> str:
@@ -362,3 +402,53 @@ def test_rules_are_there_once_it_is_ready_and_gone_when_it_ends(tmp_path: Path) 
             os.close(namespace)
         assert "ARCA" not in left.stdout
         assert arca.said.index("rules removed") < arca.said.index("draining for")
+
+
+@needs_root
+def test_rules_that_cannot_be_applied_end_the_start_and_nothing_stays(tmp_path: Path) -> None:
+    file = redirecting(tmp_path)
+    with Arca("-c", str(file), wrapper=(*NAMESPACE, *WITHOUT_NET_ADMIN)) as arca:
+        assert arca.ended() == 1
+        last = arca.said.splitlines()[-1]
+        assert last.startswith("arca: iptables-save: ")
+        assert last.endswith("run as root, or with CAP_NET_ADMIN and CAP_NET_RAW")
+        assert "could not be removed" not in arca.said
+
+
+@needs_root
+def test_without_cap_net_admin_connections_go_unmarked_and_it_says_so(echo: Echo) -> None:
+    port = free_port()
+    forward = f"127.0.0.1:{port}=127.0.0.1:{echo.port}"
+    with Arca("--forward", forward, "--workers", "1", wrapper=WITHOUT_NET_ADMIN).wait_ready() as arca:
+        assert "without CAP_NET_ADMIN connections cannot be marked" in arca.said
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+            assert echoes(client)
+
+
+@needs_root
+def test_a_user_that_cannot_be_taken_on_is_told(echo: Echo) -> None:
+    forward = f"127.0.0.1:{free_port()}=127.0.0.1:{echo.port}"
+    with Arca("--forward", forward, wrapper=("setpriv", "--bounding-set=-setuid")) as arca:
+        assert arca.ended() == 1
+        assert "worker: cannot become user 15001 (Operation not permitted)" in arca.said.splitlines()[-1]
+
+
+@needs_root
+def test_a_redirected_connection_reaches_its_server_and_goes_there_directly_afterwards(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "arca.toml"
+    log = tmp_path / "exchanges.jsonl"
+    file.write_text(
+        f'workers = 1\nexchanges = "{log}"\n[rules]\napply = true\nloopback = true\noutbound_ports = [8080]\n'
+    )
+    with Arca("-c", str(file), wrapper=NAMESPACE) as arca:
+        until(lambda: "ready: 1 workers" in arca.said)
+        with Peer(arca) as peer:
+            assert peer.fetch() == "200"
+            until(lambda: log.read_bytes().count(b"\n") == 1)
+            assert json.loads(log.read_bytes())["server"] == "127.0.0.1:8080"
+            arca.process.terminate()
+            assert arca.ended() == 0
+            assert peer.fetch() == "200"
+    assert log.read_bytes().count(b"\n") == 1
