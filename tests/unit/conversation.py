@@ -202,6 +202,11 @@ class Conversation:
         assert self.caller.codec.pause_downstream is not reading
         return self
 
+    def fin_to_upstream(self, sent: bool) -> Self:
+        """Whether downstream's FIN has gone on."""
+        assert self.caller.fin_to_upstream is sent
+        return self
+
     def in_flight(self, number: int) -> Self:
         assert self.caller.codec.in_flight == number
         return self
