@@ -12,7 +12,12 @@ setup(
             for room in ("protocols", "proxy")
             for source in sorted(Path(room).glob("*.pyx"))
         ],
-        compiler_directives={"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True},
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+        },
         annotate=False,
         quiet=True,
     )
