@@ -11,6 +11,8 @@ cimport cython
 PROTOCOL_NAMES = ("http/1.0", "http/1.1", "http/2", "grpc", "thrift", "mqtt", "websocket", "tls", "tcp")
 
 
+# Exchanges are queued in one direction and never form a cycle: the collector need not know them.
+@cython.no_gc
 @cython.freelist(256)
 cdef class Exchange:
     """See ``exchange.pyi`` for the meaning and unit of each field."""

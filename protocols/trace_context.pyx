@@ -8,6 +8,9 @@ what the values become: which bytes of which message that touches is the engine'
 import os
 import re
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.string cimport memcpy
+
 cdef enum:
     POOL = 4096
     TRACEPARENT = 55  # version "-" trace-id "-" parent-id "-" flags
@@ -205,13 +208,25 @@ cdef dict _rewritten_b3(dict b3, bytes trace_id, bytes span_id, bytes parent_id,
     return changed
 
 
+cdef bytes _traceparent(bytes trace_id, bytes span_id, bint sampled):
+    """The value of version 00, section 3.2."""
+    cdef bytes value = PyBytes_FromStringAndSize(NULL, TRACEPARENT)
+    cdef char* p = PyBytes_AS_STRING(value)
+    memcpy(p, b"00-", 3)
+    memcpy(p + 3, PyBytes_AS_STRING(trace_id), 32)
+    p[35] = c"-"
+    memcpy(p + 36, PyBytes_AS_STRING(span_id), 16)
+    memcpy(p + 52, b"-01" if sampled else b"-00", 3)
+    return value
+
+
 cdef TraceContext new_trace(Ids ids):
     """A trace that begins here, sampled by the rate of ``ids``."""
     cdef TraceContext context = TraceContext.__new__(TraceContext)
     context.trace_id = ids.hexadecimal(32)
     context.span_id = ids.hexadecimal(16)
     context.sampled = ids.draw(<const unsigned char*><const char*>context.trace_id)
-    context.traceparent = b"00-%b-%b-%b" % (context.trace_id, context.span_id, b"01" if context.sampled else b"00")
+    context.traceparent = _traceparent(context.trace_id, context.span_id, context.sampled)
     return context
 
 
@@ -258,7 +273,5 @@ cpdef TraceContext continue_trace(Ids ids, list traceparents, list tracestates, 
     if context.sampled:
         context.span_id = ids.hexadecimal(16)
         context.b3 = _rewritten_b3(b3, context.trace_id, context.span_id, span_id, True)
-    context.traceparent = b"00-%b-%b-%b" % (
-        context.trace_id, context.span_id or span_id, b"01" if context.sampled else b"00"
-    )
+    context.traceparent = _traceparent(context.trace_id, context.span_id or span_id, context.sampled)
     return context

@@ -1,5 +1,6 @@
 from protocols.codec cimport Codec
 from protocols.exchange cimport End, Exchange
+from proxy.cells cimport Gauge
 from proxy.telemetry cimport Connection, Telemetry
 
 
@@ -11,6 +12,7 @@ cdef class Side:
     cdef readonly int fd
     cdef int paused
     cdef bint eof
+    cdef bint queued
     cdef bint finished
     cdef bint closing
     cdef bint watched
@@ -43,6 +45,7 @@ cdef class Pair:
     cdef Py_ssize_t backlog_size
     cdef tuple no_upstream
     cdef object timer
+    cdef Gauge in_flight
     cdef int counted_in_flight
     cdef bint refused               # what still comes is not read
     cdef bint over

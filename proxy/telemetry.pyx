@@ -11,7 +11,6 @@ from collections import deque
 import msgspec
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdio cimport snprintf
 from libc.string cimport strlen
 
 from protocols.exchange cimport COMPLETE, Exchange
@@ -117,7 +116,7 @@ cdef class Telemetry:
         _string(out, b',"target":', exchange.target)
         _string(out, b',"authority":', exchange.authority)
         if exchange.status:
-            _number(out, b',"status":%.0f', exchange.status)
+            _number(out, b',"status":', exchange.status)
         else:
             _text(out, b',"status":null')
         _string(out, b',"code":', None if exchange.code is None else exchange.code.encode())
@@ -125,8 +124,8 @@ cdef class Telemetry:
         _string(out, b',"trace_id":', exchange.trace_id)
         _string(out, b',"span_id":', exchange.span_id)
         _string(out, b',"parent_id":', exchange.parent_id)
-        _number(out, b',"request_bytes":%.0f', exchange.request_bytes)
-        _number(out, b',"response_bytes":%.0f', exchange.response_bytes)
+        _number(out, b',"request_bytes":', exchange.request_bytes)
+        _number(out, b',"response_bytes":', exchange.response_bytes)
         _duration(out, b',"connect_ms":', exchange.connect)
         _duration(out, b',"ttfb_ms":', exchange.first_byte - exchange.started if exchange.first_byte >= 0 else -1)
         _duration(out, b',"duration_ms":', exchange.ended - exchange.started)
@@ -142,13 +141,13 @@ cdef class Telemetry:
     cdef _write_time(self, Assembly out, double monotonic):
         cdef double wall = monotonic + self.wall_offset
         cdef long second = <long>wall
-        cdef char fraction[16]
         if second != self.second:
             self.second = second
             self.second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
         _bytes(out, self.second_text)
-        snprintf(fraction, 16, b".%06dZ", <int>((wall - second) * 1e6))
-        _text(out, fraction)
+        out.add(b".", 1)
+        _digits(out, <unsigned long long>((wall - second) * 1e6), 6)
+        out.add(b"Z", 1)
 
     cpdef list newest(self, int n):
         cdef Assembly out
@@ -175,17 +174,32 @@ cdef inline int _bytes(Assembly out, bytes text) except -1:
     return out.add(PyBytes_AS_STRING(text), len(text))
 
 
-cdef int _number(Assembly out, const char* form, double value) except -1:
-    cdef char text[64]
-    return out.add(text, snprintf(text, 64, form, value))
+cdef int _digits(Assembly out, unsigned long long value, int least) except -1:
+    """``value`` in decimal, with zeros before it up to ``least`` digits."""
+    cdef char text[20]
+    cdef int at = 20
+    while value or at > 20 - least:
+        at -= 1
+        text[at] = c"0" + value % 10
+        value //= 10
+    return out.add(text + at, 20 - at)
+
+
+cdef int _number(Assembly out, const char* key, unsigned long long value) except -1:
+    _text(out, key)
+    return _digits(out, value, 1)
 
 
 cdef int _duration(Assembly out, const char* key, double seconds) except -1:
     """Milliseconds with microseconds behind the point; null where ``seconds`` is negative."""
+    cdef unsigned long long microseconds
     _text(out, key)
     if seconds < 0:
         return _text(out, b"null")
-    return _number(out, b"%.3f", seconds * 1000)
+    microseconds = <unsigned long long>(seconds * 1e6 + 0.5)
+    _digits(out, microseconds // 1000, 1)
+    out.add(b".", 1)
+    return _digits(out, microseconds % 1000, 3)
 
 
 cdef int _string(Assembly out, const char* key, bytes value) except -1:
