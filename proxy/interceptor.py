@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import select
 import socket
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from proxy.cells import Gauge
     from proxy.settings import Settings
     from proxy.telemetry import Telemetry
+
+_log = logging.getLogger("arca.interceptor")
 
 _DRAIN_LOOK_SECONDS = 0.05
 _HEAD_LOOK_SECONDS = 0.5
@@ -134,6 +137,10 @@ class Interceptor:
             pair.dial_failed(error.errno or errno.ETIMEDOUT)
         except OSError as error:
             pair.dial_failed(error.errno or errno.EIO)
+        except Exception:
+            # A defect of ours must not leave downstream waiting for a connection that nobody dials.
+            _log.exception("the dial to %s failed in ARCA", pair.connection.server)
+            pair.dial_failed(errno.EIO)
 
     # -- counting ------------------------------------------------------------------------------------------
 

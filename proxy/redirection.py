@@ -23,13 +23,15 @@ def identity(settings: Settings) -> ProxyIdentity:
     """What tells ARCA's own traffic from everyone else's. Raises ValueError when ``listen`` is empty."""
     if not settings.listen:
         raise ValueError("connections cannot be redirected without a listen address")
-    services = (settings.metrics_address(), settings.admin_address())
+    port = parse_address(settings.listen[0]).port
+    own = [settings.metrics_address(), settings.admin_address()]
+    own += [listener.address for listener in settings.listeners()]
     return ProxyIdentity(
-        port=parse_address(settings.listen[0]).port,
+        port=port,
         uid=settings.user,
         gid=settings.user,
         mark=settings.mark,
-        own_ports=tuple(address.port for address in services if address is not None),
+        own_ports=tuple(sorted({address.port for address in own if address is not None} - {port})),
     )
 
 
