@@ -39,7 +39,7 @@ class Codec:
         """Bytes of upstream not yet passed on, to be fed to the successor."""
 
     def dial_failed(self, error: int, status: int, cause: str, text: str, now: float) -> None:
-        """Upstream could not be reached: answer ``status`` with ``cause`` and ``text`` in the protocol's own way."""
+        """Upstream could not be reached: answer ``status``, ``cause`` and ``text`` in the protocol's way."""
 
     def end(self, how: End, error: int, now: float) -> None:
         """The connection is over: whatever is in flight ends in this way."""

@@ -9,7 +9,7 @@ def answer(
     request_id: bytes | None = ...,
     cause: str | None = ...,
 ) -> bytes:
-    """The response that ARCA itself gives: ``text`` says in one line what was wrong. The connection ends after it."""
+    """The response that ARCA itself gives, the last on its connection: ``text`` says what was wrong."""
 
 class Http1(Codec):
     """The engine of one HTTP/1 connection.

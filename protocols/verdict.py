@@ -1,4 +1,4 @@
-"""What a verdict is made of: the closed lists of domains, causes, origins and phases, and the record that joins them.
+"""What a verdict is made of: closed lists of domains, causes, origins and phases, and the record of them.
 
 Every room speaks these words and no others. How a verdict is reached is decided elsewhere
 (``proxy.verdicts``); here is only what it may say. A value is what appears in the exchange log

@@ -1,7 +1,7 @@
-"""What the pairs of one worker share: who is let in, how upstream is dialed, what is counted, how all of it ends.
+"""What the pairs of one worker share: who is let in, how upstream is dialed, what is counted, how it ends.
 
-Here are the decisions of a connection's first moment: where it was going, in which direction, and whether it is
-carried at all. Then it is a ``Pair``'s. Nothing here is done per request.
+Here are the decisions of a connection's first moment: where it was going, in which direction, and whether
+it is carried at all. Then it is a ``Pair``'s. Nothing here is done per request.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from netfilter.addresses import LocalAddresses
 from netfilter.destination import Address, local_address, mark, original_destination
-from proxy.pair import Pair, Side
 from protocols.exchange import End
 from protocols.trace_context import Ids
+from proxy.pair import Pair, Side
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +38,8 @@ _ANY = frozenset(("0.0.0.0", "::"))
 class Interceptor:
     """Carries every connection that a worker accepts.
 
-    ``listeners`` are the addresses ARCA itself listens on, which are never dialed; ``max_connections`` is this
-    worker's share of the limit.
+    ``listeners`` are the addresses ARCA itself listens on, which are never dialed; ``max_connections`` is
+    this worker's share of the limit.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Interceptor:
         self.active.add(-1)
 
     async def drain(self, seconds: float) -> None:
-        """End when no pair is left: idle ones are closed at once, the others when they are done, or cut in the end."""
+        """End when no pair is left: idle ones are closed at once, others when they are done, or cut."""
         deadline = self.loop.time() + seconds
         while self._pairs and self.loop.time() < deadline:
             for pair in list(self._pairs):
