@@ -64,7 +64,7 @@ def run(
         str | None, typer.Option(help="From when on an exchange is slow.", metavar="SECONDS")
     ] = None,
     sample: Annotated[
-        str | None, typer.Option(help="The part of healthy exchanges that is traced.", metavar="RATIO")
+        str | None, typer.Option(help="The share of new traces that are sampled.", metavar="RATIO")
     ] = None,
     strict: Annotated[
         bool | None, typer.Option("--strict/--no-strict", help="Cut what a codec cannot follow.")

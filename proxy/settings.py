@@ -69,7 +69,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         float, Meta(gt=0, le=86_400, description="Seconds from which on an exchange is slow.")
     ] = 2.0
     sample: Annotated[
-        float, Meta(ge=0, le=1, description="The part of healthy exchanges that is traced.")
+        float, Meta(ge=0, le=1, description="The share of the traces begun here that are sampled.")
     ] = 0.01
     strict: Annotated[
         bool, Meta(description="Cut what a codec cannot follow, rather than carry it as opaque TCP.")
