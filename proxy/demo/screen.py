@@ -1,0 +1,172 @@
+"""What is shown: the edges while it runs, each kind of outcome with an example, injected against named."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from protocols.verdict import Domain
+from proxy.demo.play import BOTH, Host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from proxy.demo.records import Exchange, Finding, Judgement, Logs, Outcome
+    from proxy.demo.stage import Stage
+
+from proxy.demo import records
+
+# Columns for the widest line. What is piped into a file has no width of its own.
+WIDTH = 110
+
+_COLOUR = {
+    Domain.OK: "green",
+    Domain.CLIENT: "magenta",
+    Domain.APPLICATION: "yellow",
+    Domain.INFRASTRUCTURE: "red",
+    Domain.PROXY: "blue",
+    Domain.UNKNOWN: "white",
+}
+
+
+class Screen:
+    """The terminal, or the file that stands in for it: then there is no redrawing, and no colour."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, markup=False, emoji=False)
+        if not self._console.is_terminal:
+            self._console.width = WIDTH
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+
+    def open(self, stage: Stage, command: str) -> None:
+        say = self._console.print
+        say(Text("ARCA demo", style="bold") + Text(f": {stage.title}"))
+        for remark in stage.remarks:
+            say(Text(remark, style="yellow"))
+        say(Text("client -> ARCA -> ARCA -> nginx; each ARCA is a real:  ") + Text(command, style="cyan"))
+        if self._console.is_terminal:
+            self._live.start()
+
+    def update(self, logs: Logs, now: str) -> None:
+        if self._live.is_started:
+            self._live.update(Group(_edges(logs), Text(f"  now: {now}", style="cyan")), refresh=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def complain(self, text: str) -> None:
+        self._console.print(Text(text, style="bold red"))
+
+    def report(self, logs: Logs, judgement: Judgement, wrong: list[str], seconds: float) -> None:
+        say = self._console.print
+        say(_edges(logs))
+        say(Text("What became of the exchanges, with one example for each kind", style="bold"))
+        for outcome, seen in records.outcomes(logs).items():
+            say(_outcome(outcome, seen))
+        say()
+        say(_findings(judgement.findings))
+        say(_tick(judgement.joined == judgement.at_both), end="")
+        say(f" {judgement.joined} of {judgement.at_both} requests that both ARCAs saw have one trace id")
+        say(_tick(not wrong), end="")
+        if wrong:
+            say(f" {len(wrong)} things are not as they should be:")
+            for line in wrong:
+                say(Text(f"  - {line}", style="red"))
+        else:
+            say(f" every fault got its verdict, and every process ended well; {seconds:.0f} s")
+
+
+def _edges(logs: Logs) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("ARCA of", "edge", "direction", "protocol"):
+        table.add_column(heading, no_wrap=True)
+    domains = (Domain.OK, Domain.CLIENT, Domain.APPLICATION, Domain.INFRASTRUCTURE)
+    headings = ("client", "app", "infra")
+    for heading in ("requests", "ok", *headings, "other", "p50 ms", "p99 ms"):
+        table.add_column(heading, justify="right")
+    for edge, tally in records.edges(logs).items():
+        counts = [tally.domains[domain] for domain in domains]
+        other = tally.domains.total() - sum(counts)
+        table.add_row(
+            edge.seen_at,
+            f"{edge.client} -> {edge.server}",
+            edge.direction,
+            edge.protocol,
+            str(tally.domains.total()),
+            *(_count(n, _COLOUR[domain]) for n, domain in zip(counts, domains, strict=True)),
+            _count(other, "blue"),
+            f"{tally.percentile(0.5):.1f}",
+            f"{tally.percentile(0.99):.1f}",
+        )
+    return table
+
+
+def _count(n: int, colour: str) -> Text:
+    return Text(str(n), style=colour) if n else Text("-", style="dim")
+
+
+def _outcome(outcome: Outcome, seen: dict[Host, list[Exchange]]) -> RenderableType:
+    # The same request at both, if there is one; else whoever saw it.
+    example, other = _example(seen)
+    verdict = example.verdict
+    style = _COLOUR.get(Domain(verdict.domain), "white")
+    line = Text(f"{verdict!s:<32}", style=style)
+    line.append(f"{verdict.confidence:<5.2f}", style="dim")
+    line.append(f"{outcome.method or ''} {outcome.path or ''} -> {outcome.status or 'no answer'}".ljust(28))
+    line.append(
+        "seen by " + " and ".join(f"{host}'s {len(those)} x" for host, those in seen.items() if those)
+    )
+    return Group(line, *(Text(f"    {text}", style="dim") for text in _proof(example, other)))
+
+
+def _proof(example: Exchange, other: Exchange | None) -> Iterator[str]:
+    if example.verdict.explain:
+        yield example.verdict.explain
+    if example.verdict.check:
+        yield f"check: {example.verdict.check}"
+    where = "at one"
+    if other is not None:
+        where = "at both" if other.trace_id == example.trace_id else f"trace {other.trace_id} at the other"
+    yield f"request id {example.request_id}, trace {example.trace_id}, {where}"
+
+
+def _example(seen: dict[Host, list[Exchange]]) -> tuple[Exchange, Exchange | None]:
+    at_server = {each.request_id: each for each in seen[Host.SERVER]}
+    for each in seen[Host.CLIENT]:
+        if each.request_id in at_server:
+            return each, at_server[each.request_id]
+    return (seen[Host.CLIENT] or seen[Host.SERVER])[0], None
+
+
+def _findings(findings: tuple[Finding, ...]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("injected", no_wrap=True)
+    table.add_column("times", justify="right")
+    table.add_column("must be called", no_wrap=True)
+    for host in BOTH:
+        table.add_column(f"by {host}'s ARCA", justify="right")
+    table.add_column("")
+    for finding in findings:
+        times = len(finding.injected.request_ids)
+        expected = finding.injected.expected
+        counts = ["never there" if n is None else f"{n} of {times}" for n in finding.named.values()]
+        style = _COLOUR[expected.domain]
+        table.add_row(
+            finding.injected.what,
+            str(times),
+            Text(str(expected), style=style),
+            *counts,
+            _tick(not finding.wrong),
+        )
+    return table
+
+
+def _tick(good: bool) -> Text:
+    return Text("✓", style="bold green") if good else Text("✗", style="bold red")
