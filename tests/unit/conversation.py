@@ -42,6 +42,7 @@ class Caller:
         self.refusal: bytes | None = None
         self.fallback: str | None = None
         self.handed_over = False
+        self.resumed = False
         self.downstream_closed = False
         self.fin_to_upstream = False
 
@@ -100,6 +101,7 @@ class Caller:
                 self.to_upstream += self.codec.from_downstream(request, self.now)
                 self.to_downstream += self.codec.from_upstream(response, self.now) if response else b""
             elif signals & RESUMABLE:
+                self.resumed = True
                 self.to_upstream += self.codec.from_downstream(b"", self.now)
             if signals & REFUSED:
                 assert self.codec.refusal is not None
