@@ -16,9 +16,10 @@ import time
 from typing import TYPE_CHECKING
 
 from netfilter.addresses import LocalAddresses
-from netfilter.destination import Address, local_address, mark, original_destination
+from netfilter.destination import Address, local_address, original_destination
 from protocols.exchange import End
 from protocols.trace_context import Ids
+from proxy.dial import Dial
 from proxy.pair import Pair, Side
 
 if TYPE_CHECKING:
@@ -85,13 +86,20 @@ class Interceptor:
 
         return accept
 
-    def admit(self, pair: Pair, fd: int, fixed: Address | None) -> tuple[Address, bool, End | None]:
-        """Where a connection goes, whether that is inbound, and why it is not carried, if it is not."""
+    def remember(self, pair: Pair) -> None:
+        """A pair begins; ``forget`` follows."""
         self._pairs.add(pair)
         self.active.add(1)
+
+    def admit(self, fd: int, fixed: Address | None) -> tuple[Address, bool, End | None]:
+        """Where a connection goes, whether that is inbound, and why it is not carried, if it is not.
+
+        Raises OSError when the connection is gone already.
+        """
         # A connection that conntrack does not know came straight to the listener.
         destination = fixed or original_destination(fd) or local_address(fd)
-        inbound = destination.host in self._local
+        # To connect to the unspecified address is to connect to this host (ip(7)).
+        inbound = destination.host in self._local or destination.host in _ANY
         refusal = None
         if self._is_own(destination, inbound):
             refusal = End.LOOP
@@ -114,33 +122,8 @@ class Interceptor:
 
     # -- dialing -------------------------------------------------------------------------------------------
 
-    def start_dial(self, pair: Pair) -> asyncio.Task[None]:
-        return self.loop.create_task(self._dial(pair))
-
-    async def _dial(self, pair: Pair) -> None:
-        """Ends with the upstream side connected, or with ``dial_failed`` told the errno."""
-        host, port = pair.destination
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        limit = self._settings.limits.connect_timeout_seconds or None
-        try:
-            dialed = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            try:
-                if self._settings.mark:
-                    mark(dialed, self._settings.mark)
-                async with asyncio.timeout(limit):
-                    await self.loop.sock_connect(dialed, _socket_address(family, host, port))
-                await self.loop.create_connection(lambda: pair.upstream, sock=dialed)
-            except BaseException:
-                dialed.close()
-                raise
-        except TimeoutError as error:
-            pair.dial_failed(error.errno or errno.ETIMEDOUT)
-        except OSError as error:
-            pair.dial_failed(error.errno or errno.EIO)
-        except Exception:
-            # A defect of ours must not leave downstream waiting for a connection that nobody dials.
-            _log.exception("the dial to %s failed in ARCA", pair.connection.server)
-            pair.dial_failed(errno.EIO)
+    def start_dial(self, pair: Pair) -> Dial:
+        return Dial(self.loop, pair, self._settings.mark, self._settings.limits.connect_timeout_seconds)
 
     # -- counting ------------------------------------------------------------------------------------------
 
@@ -179,15 +162,16 @@ class Interceptor:
 
     def connections(self, n: int) -> list[dict[str, object]]:
         """At most ``n`` of the pairs that are being carried."""
-        return [pair.describe() for pair, _ in zip(self._pairs, range(n), strict=False)]
+        begun = (pair for pair in self._pairs if pair.connection is not None)
+        return [pair.describe() for pair, _ in zip(begun, range(n), strict=False)]
 
     def _look_for_late_heads(self) -> None:
+        self.loop.call_later(_HEAD_LOOK_SECONDS, self._look_for_late_heads)
         limit = self._settings.limits.head_timeout_seconds
         if limit:
             since = time.monotonic() - limit
             for pair in [pair for pair in self._pairs if pair.awaits_head(since)]:
                 pair.time_out_head()
-        self.loop.call_later(_HEAD_LOOK_SECONDS, self._look_for_late_heads)
 
     # -- ending --------------------------------------------------------------------------------------------
 
@@ -245,10 +229,3 @@ class Hangups:
             if error:
                 self.unwatch(fd)
                 side.hung_up(error)
-
-
-def _socket_address(family: int, host: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
-    if family == socket.AF_INET:
-        return (host, port)
-    bare, _, scope = host.partition("%")
-    return (bare, port, 0, int(scope) if scope else 0)

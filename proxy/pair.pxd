@@ -16,8 +16,10 @@ cdef class Side:
     cdef bint finished
     cdef bint closing
     cdef bint watched
+    cdef int error                  # what the kernel said of a write that failed
 
     cdef bytes rescue(self)
+    cdef Py_ssize_t untaken(self)
     cdef send(self, bytes data)
     cdef finish(self)
     cdef pause(self, int reason)
@@ -51,7 +53,8 @@ cdef class Pair:
     cdef bint over
 
     cdef accepted(self)
-    cdef connected(self)
+    cdef _begin(self, interceptor)
+    cdef _dial_failed(self, int error)
     cdef _tell_dial_failed(self)
     cdef from_side(self, Side side, bytes data)
     cdef _from_downstream(self, bytes data, double now)
@@ -63,7 +66,9 @@ cdef class Pair:
     cdef _attend(self, double now)
     cdef _take_finished(self)
     cdef _count_in_flight(self)
+    cdef eof_of_side(self, Side side)
     cdef side_eof(self, Side side)
+    cdef _defect(self)
     cdef _carry_out(self, bytes answer)
     cdef _drop_upstream(self)
     cdef _fail(self, End how, int error)

@@ -21,6 +21,9 @@ class Pair:
     def __init__(
         self, interceptor: Interceptor, telemetry: Telemetry, fixed_destination: Address | None
     ) -> None: ...
+    def connected(self, at: float) -> None:
+        """The dial succeeded at ``at`` (monotonic seconds), and ``upstream`` is the transport's protocol."""
+
     def dial_failed(self, error: int) -> None:
         """The dial ended with this errno."""
 

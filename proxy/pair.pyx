@@ -1,3 +1,4 @@
+# cython: nonecheck=True
 """One downstream connection and the one upstream connection that it becomes.
 
 All socket work of a connection is here, and no knowledge of any protocol: bytes go through the codec, and
@@ -6,12 +7,12 @@ never read faster than upstream takes it, nor the other way round. A pair ends w
 until then it owns everything that belongs to it: the dial, the timer, the bytes that wait for the dial.
 """
 
-import asyncio
 import errno
 import logging
 import os
 
 from cpython.bytes cimport PyBytes_AS_STRING
+from libc.errno cimport EAGAIN, errno as c_errno
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from protocols.codec cimport Codec, FINISHED, Opaque, REFUSED, RESUMABLE, SUCCEEDED
@@ -140,8 +141,6 @@ cdef class Side:
         set_option(self.fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_COUNT)
         if self.is_downstream:
             self.pair.accepted()
-        else:
-            self.pair.connected()
 
     def data_received(self, bytes data):
         if not self.closing:
@@ -150,7 +149,7 @@ cdef class Side:
     def eof_received(self):
         self.eof = True
         if not self.closing:
-            self.pair.side_eof(self)
+            self.pair.eof_of_side(self)
         return True
 
     def pause_writing(self):
@@ -165,13 +164,15 @@ cdef class Side:
 
     def connection_lost(self, error):
         self.unwatch()
-        if self.fd >= 0:
-            self.pair.interceptor.count_retransmits(self.is_downstream, tcp_facts(self.fd))
-        if not self.closing:
-            self.pair.side_failed(self, error)
-        self.transport = self.write = None
-        self.fd = -1
-        self.pair.side_gone(self)
+        try:
+            if self.fd >= 0:
+                self.pair.interceptor.count_retransmits(self.is_downstream, tcp_facts(self.fd))
+            if not self.closing:
+                self.pair.side_failed(self, error)
+        finally:
+            self.transport = self.write = None
+            self.fd = -1
+            self.pair.side_gone()
 
     # -- what the pair asks --------------------------------------------------------------------------------
 
@@ -184,10 +185,12 @@ cdef class Side:
             self.queued = False
         if not self.queued:
             # The transport's own write does the same, at three times the cost of the call. An error here is met
-            # again by the transport, whose to report it is.
+            # again by the transport, whose to report it is; but the kernel tells each error only once.
             sent = c_send(self.fd, PyBytes_AS_STRING(data), len(data), MSG_DONTWAIT | MSG_NOSIGNAL)
             if sent == len(data):
                 return
+            if sent < 0 and c_errno != EAGAIN:
+                self.error = c_errno
             self.queued = True
         self.write(data if sent <= 0 else data[sent:])
 
@@ -243,6 +246,14 @@ cdef class Side:
             pieces.append(piece)
         return b"".join(pieces)
 
+    cdef Py_ssize_t untaken(self):
+        """How many of the bytes that were sent the peer has not acknowledged."""
+        cdef int queued = 0
+        ioctl(self.fd, SIOCOUTQ, &queued)
+        if self.finished and queued:
+            queued -= 1  # the FIN counts as one
+        return <Py_ssize_t>self.transport.get_write_buffer_size() + queued
+
     cdef close(self):
         """Take it down in order: what was sent is still delivered, then FIN."""
         if self.transport is not None and not self.closing:
@@ -256,18 +267,18 @@ cdef class Side:
         self.closing = True
         if not self.eof:
             self.transport.pause_reading()
-        self._reset_when_sent(_RESET_POLLS)
+        self._reset_when_sent(0, _RESET_POLLS)
 
-    def _reset_when_sent(self, int polls):
+    def _reset_when_sent(self, Py_ssize_t last, int polls):
+        """``last`` is how much was not taken by the peer yet at the last look, ``polls`` how often to look still."""
         cdef linger now
-        cdef int unsent = 0
+        cdef Py_ssize_t left
         if self.transport is None:
             return
-        if polls and (
-            self.transport.get_write_buffer_size()
-            or (ioctl(self.fd, SIOCOUTQ, &unsent) == 0 and unsent > (1 if self.finished else 0))
-        ):
-            asyncio.get_running_loop().call_later(_RESET_POLL_SECONDS, self._reset_when_sent, polls - 1)
+        left = self.untaken()
+        if left and polls:
+            polls = _RESET_POLLS if left < last else polls - 1
+            self.pair.interceptor.loop.call_later(_RESET_POLL_SECONDS, self._reset_when_sent, left, polls)
             return
         now.l_onoff = 1
         now.l_linger = 0
@@ -289,29 +300,44 @@ cdef class Pair:
     # -- beginning -----------------------------------------------------------------------------------------
 
     cdef accepted(self):
-        cdef double now = clock()
         interceptor = self.interceptor
+        interceptor.remember(self)
+        try:
+            self._begin(interceptor)
+        except Exception as error:
+            # Not all of it is there yet: nothing but the socket is to be taken down.
+            if not isinstance(error, OSError):
+                _log.exception("an accepted connection is reset: ARCA failed")
+            self.refused = True
+            self._drop_upstream()
+            self.downstream.reset()
+
+    cdef _begin(self, interceptor):
+        cdef double now = clock()
         peer = self.downstream.transport.get_extra_info("peername")
-        self.destination, inbound, refusal = interceptor.admit(self, self.downstream.fd, self.fixed_destination)
+        self.destination, inbound, refusal = interceptor.admit(self.downstream.fd, self.fixed_destination)
         self.connection = Connection(
             interceptor.next_id(), "unknown" if peer is None else address_text(unmapped(peer)),
             address_text(self.destination), inbound, now,
         )
         if refusal is not None:
             self._end(refusal, 0)
+            self.refused = True
             self.downstream.reset()
             return
         self.dialed = now
         self.upstream = Side(self, False)
         self.dial = interceptor.start_dial(self)
 
-    cdef connected(self):
+    def connected(self, double at):
+        """The upstream side has its connection, since ``at``; what waited for it goes on."""
         self.dial = None
-        self.connect_seconds = clock() - self.dialed
-        self.interceptor.connect_duration.observe(self.connect_seconds)
-        if self.refused or self.downstream.transport is None:
+        if self.refused or self.downstream.closing or self.downstream.transport is None:
             self.upstream.reset()
+            self.side_gone()
             return
+        self.connect_seconds = at - self.dialed
+        self.interceptor.connect_duration.observe(self.connect_seconds)
         if self.backlog is not None:
             for data in self.backlog:
                 self.upstream.send(data)
@@ -321,10 +347,16 @@ cdef class Pair:
             self.upstream.finish()
 
     def dial_failed(self, int error):
+        try:
+            self._dial_failed(error)
+        except Exception:
+            self._defect()
+
+    cdef _dial_failed(self, int error):
         """The dial came to nothing: downstream is told in its own protocol, as soon as that is known."""
         self.dial = self.upstream = self.backlog = None
         if self.refused or self.downstream.closing or self.downstream.transport is None:
-            self.side_gone(None)
+            self.side_gone()
             return
         self.connect_seconds = clock() - self.dialed
         self.interceptor.connect_duration.observe(self.connect_seconds)
@@ -363,8 +395,18 @@ cdef class Pair:
             else:
                 self._from_upstream(data, now)
         except Exception:
-            _log.exception("connection %s to %s is reset: ARCA failed", self.connection.id, self.connection.server)
-            self._fail(INTERNAL, 0)
+            self._defect()
+
+    cdef eof_of_side(self, Side side):
+        try:
+            self.side_eof(side)
+        except Exception:
+            self._defect()
+
+    cdef _defect(self):
+        """An exception is being handled that no code here should raise: the two ends learn of it as of a reset."""
+        _log.exception("connection %s to %s is reset: ARCA failed", self.connection.id, self.connection.server)
+        self._fail(INTERNAL, 0)
 
     cdef _from_downstream(self, bytes data, double now):
         cdef bytes out
@@ -392,7 +434,7 @@ cdef class Pair:
     cdef _to_upstream(self, bytes data):
         if self.upstream is None:
             return
-        if self.upstream.write is not None:
+        if self.dial is None:
             self.upstream.send(data)
             return
         if self.backlog is None:
@@ -527,7 +569,8 @@ cdef class Pair:
             if self.no_upstream is not None:
                 self._fail(DIAL_FAILED, self.no_upstream[0])
                 return
-            self.upstream.finish()
+            if self.dial is None:
+                self.upstream.finish()
         else:
             rest = self.codec.upstream_eof(now)
             if rest:
@@ -544,25 +587,24 @@ cdef class Pair:
             side.watch()
 
     def side_failed(self, Side side, error):
-        """A connection was reset, or failed in another way: the other is reset."""
-        cdef int number = getattr(error, "errno", None) or errno.ECONNRESET
+        """A connection was reset, or failed in another way: the other is reset, behind what came before that."""
+        cdef int number = side.error or getattr(error, "errno", None) or errno.ECONNRESET
+        cdef bytes rest
+        if number == errno.ENOTCONN:
+            # shutdown(2) found the connection gone, and says no more of it than that.
+            number = errno.ECONNRESET
         side.closing = True
         if self.refused:
             return
         self.interceptor.count_reset("downstream" if side.is_downstream else "upstream", number)
-        if side.is_downstream:
-            self._end(DOWNSTREAM_RST, number)
-            self._drop_upstream()
-        else:
-            rest = side.rescue()
-            if rest:
-                self.from_side(side, rest)
-            if not self.refused:
-                self._end(UPSTREAM_RST, number)
-                self.downstream.reset()
+        rest = side.rescue()
+        if rest:
+            self.from_side(side, rest)
+        if not self.refused:
+            self._fail(DOWNSTREAM_RST if side.is_downstream else UPSTREAM_RST, number)
 
-    def side_gone(self, Side side):
-        """The pair is over when both its sockets are."""
+    def side_gone(self):
+        """The pair is over when both its sockets are, and nothing is on its way to become one."""
         if self.over or self.downstream.transport is not None or self.dial is not None:
             return
         if self.upstream is not None and self.upstream.transport is not None:
@@ -572,6 +614,10 @@ cdef class Pair:
             self.timer.cancel()
             self.timer = None
         self.interceptor.forget(self)
+        # No cycle is left for the collector, which seldom runs.
+        self.downstream.pair = None
+        if self.upstream is not None:
+            self.upstream.pair = None
 
     cdef _carry_out(self, bytes answer):
         """The codec goes no further: upstream is cut, and downstream told why, if there is still room to."""
@@ -593,21 +639,25 @@ cdef class Pair:
 
     def _linger_over(self):
         self.timer = None
-        self.downstream.close()
+        if self.downstream.transport is not None and self.downstream.untaken():
+            self.downstream.reset()
+        else:
+            self.downstream.close()
 
     cdef _drop_upstream(self):
-        if self.dial is not None:
-            self.dial.cancel()
+        if self.dial is not None and self.dial.cancel():
             self.dial = None
         if self.upstream is not None:
             self.upstream.reset()
 
     cdef _fail(self, End how, int error):
         """Both connections are cut."""
-        self._end(how, error)
-        self.refused = True
-        self._drop_upstream()
-        self.downstream.reset()
+        try:
+            self._end(how, error)
+        finally:
+            self.refused = True
+            self._drop_upstream()
+            self.downstream.reset()
 
     cdef _end(self, End how, int error):
         """Whatever is in flight ended so."""
@@ -638,6 +688,8 @@ cdef class Pair:
 
     def finish_if_idle(self):
         """Close a pair on which nothing is in flight; answers whether it was."""
+        if self.refused:
+            return False  # it is ending already
         if self.codec is not None and (self.codec.in_flight or self.codec.awaits_head(clock())):
             return False
         if self.first and self.codec is None:
@@ -645,8 +697,7 @@ cdef class Pair:
         self.refused = True
         if self.upstream is not None:
             self.upstream.close()
-        if self.dial is not None:
-            self.dial.cancel()
+        if self.dial is not None and self.dial.cancel():
             self.dial = None
         self.downstream.close()
         return True
