@@ -31,7 +31,7 @@ cdef class Telemetry:
     cdef long second
     cdef bytes second_text
 
-    cdef record(self, Exchange exchange, Connection connection, object tcp)
+    cpdef record(self, Exchange exchange, Connection connection, object tcp)
     cdef Outcome _outcome(self, Exchange exchange, Connection connection, object verdict)
     cdef _write(self, Assembly out, Exchange exchange, Connection connection, object verdict, object tcp)
     cdef _write_time(self, Assembly out, double monotonic)

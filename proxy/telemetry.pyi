@@ -1,5 +1,6 @@
 from collections.abc import Callable
 
+from protocols.exchange import Exchange
 from proxy.metrics import Cells
 
 class Connection:
@@ -22,6 +23,9 @@ class Telemetry:
     cells: Cells
     slow: float
     def __init__(self, cells: Cells, log: Callable[[bytes], None] | None) -> None: ...
+    def record(self, exchange: Exchange, connection: Connection, tcp: dict[str, object] | None) -> None:
+        """Take an exchange that ended; ``tcp`` is what TCP_INFO says of both sides, by side."""
+
     def newest(self, n: int) -> list[bytes]:
         """The newest ``n`` exchanges as JSON lines, newest last."""
 

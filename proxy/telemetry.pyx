@@ -60,7 +60,7 @@ cdef class Telemetry:
         # The wall clock may be set while we run: it is read again at every flush.
         self.wall_offset = time.time() - time.monotonic()
 
-    cdef record(self, Exchange exchange, Connection connection, object tcp):
+    cpdef record(self, Exchange exchange, Connection connection, object tcp):
         cdef object verdict = decide(exchange, connection.server)
         cdef Outcome outcome = self._outcome(exchange, connection, verdict)
         outcome.requests.add(1)

@@ -1,0 +1,160 @@
+"""What a worker tells of an exchange: the line of the exchange log, the newest exchanges, the counters."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocols.exchange import End, Exchange, Protocol
+from proxy.metrics import Cells
+from proxy.telemetry import Connection, Telemetry
+
+# The keys of contract.md, in its order: scripts outside the project read them.
+KEYS = [
+    "time", "protocol", "direction", "client", "server", "connection", "method", "target", "authority",
+    "status", "code", "request_id", "trace_id", "span_id", "parent_id", "request_bytes", "response_bytes",
+    "connect_ms", "ttfb_ms", "duration_ms", "tls", "tcp", "verdict",
+]  # fmt: skip
+VERDICT_KEYS = ["domain", "cause", "origin", "phase", "confidence", "explain", "check", "evidence"]
+CONNECTION = Connection("c-1", "10.0.0.1:40000", "[fd00::2]:80", True, 0.0)
+
+
+def an_exchange(**fields: object) -> Exchange:
+    exchange = Exchange(Protocol.HTTP_1_1, 100.0)
+    defaults: dict[str, object] = {
+        "method": b"GET", "target": b"/", "authority": b"example", "status": 200, "request_id": b"r",
+        "trace_id": b"0" * 31 + b"1", "span_id": b"0" * 15 + b"2", "request_bytes": 42,
+        "response_bytes": 1234567, "first_byte": 100.0015, "ended": 100.25,
+        "request_complete": True, "response_complete": True,
+    }  # fmt: skip
+    for name, value in (defaults | fields).items():
+        setattr(exchange, name, value)
+    return exchange
+
+
+def line_of(exchange: Exchange) -> dict[str, object]:
+    blocks: list[bytes] = []
+    telemetry = Telemetry(Cells(), blocks.append)
+    telemetry.record(exchange, CONNECTION, None)
+    telemetry.flush()
+    (line,) = b"".join(blocks).splitlines()
+    read: dict[str, object] = json.loads(line)
+    return read
+
+
+def test_the_line_has_the_keys_of_the_contract_in_their_order() -> None:
+    line = line_of(an_exchange())
+    assert list(line) == KEYS
+    verdict = line["verdict"]
+    assert isinstance(verdict, dict)
+    assert list(verdict) == VERDICT_KEYS
+
+
+def test_a_healthy_exchange() -> None:
+    line = line_of(an_exchange())
+    assert (line["protocol"], line["direction"]) == ("http/1.1", "inbound")
+    assert (line["client"], line["server"]) == ("10.0.0.1:40000", "[fd00::2]:80")
+    assert (line["request_bytes"], line["response_bytes"]) == (42, 1234567)
+    assert (line["connect_ms"], line["ttfb_ms"], line["duration_ms"]) == (None, 1.5, 250.0)
+    assert line["parent_id"] is None
+    assert line["verdict"] == {
+        "domain": "ok", "cause": None, "origin": None, "phase": None, "confidence": 1.0, "explain": None,
+        "check": None, "evidence": [],
+    }  # fmt: skip
+
+
+def test_a_failed_exchange_carries_its_verdict_and_evidence() -> None:
+    verdict = line_of(an_exchange(status=503))["verdict"]
+    assert isinstance(verdict, dict)
+    assert (verdict["domain"], verdict["cause"], verdict["origin"]) == (
+        "application",
+        "status_5xx",
+        "upstream",
+    )
+    assert verdict["evidence"] == [{"source": "wire", "name": "status", "value": 503, "at_ms": 250.0}]
+
+
+def test_the_time_is_the_start_in_rfc_3339_with_microseconds() -> None:
+    before = time.time()
+    text = line_of(an_exchange(started=time.monotonic()))["time"]
+    assert isinstance(text, str)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", text)
+    seconds = time.strftime("%Y-%m-%dT%H:%M", time.gmtime(before))
+    later = time.strftime("%Y-%m-%dT%H:%M", time.gmtime(before + 1))
+    assert text.startswith((seconds, later))
+
+
+def test_an_opaque_connection_has_no_method_and_no_status() -> None:
+    line = line_of(an_exchange(protocol=Protocol.TCP, method=None, target=None, authority=None, status=0))
+    assert (line["protocol"], line["method"], line["target"], line["status"]) == ("tcp", None, None, None)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_of_the_wire_make_one_line_of_json(target: bytes) -> None:
+    """Nothing that a client sends ends a line early or breaks the JSON; UTF-8 stays readable."""
+    written = line_of(an_exchange(target=target, authority=target, request_id=target))["target"]
+    try:
+        expected = target.decode()
+    except UnicodeDecodeError:
+        expected = target.decode("latin-1")
+    assert written == expected
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_byte_counts_are_exact(count: int) -> None:
+    assert line_of(an_exchange(request_bytes=count))["request_bytes"] == count
+
+
+@given(st.floats(0, 1e6))
+def test_durations_keep_their_microseconds(seconds: float) -> None:
+    duration = line_of(an_exchange(started=0.0, first_byte=0.0, ended=seconds))["duration_ms"]
+    assert isinstance(duration, float)
+    assert abs(duration - seconds * 1000) <= 0.0006
+
+
+def test_lines_are_handed_over_in_blocks_of_whole_lines() -> None:
+    blocks: list[bytes] = []
+    telemetry = Telemetry(Cells(), blocks.append)
+    for _ in range(300):
+        telemetry.record(an_exchange(), CONNECTION, None)
+    assert blocks, "64 KiB were full before"
+    telemetry.flush()
+    assert all(block.endswith(b"\n") for block in blocks)
+    assert sum(block.count(b"\n") for block in blocks) == 300
+
+
+def test_the_newest_exchanges_are_remembered_up_to_a_bound_without_a_log() -> None:
+    telemetry = Telemetry(Cells(), None)
+    for number in range(1000):
+        telemetry.record(an_exchange(target=b"/%d" % number), CONNECTION, None)
+    targets = [json.loads(line)["target"] for line in telemetry.newest(3)]
+    assert targets == ["/997", "/998", "/999"]
+    assert len(telemetry.newest(1000)) == 512
+    assert telemetry.newest(0) == []
+
+
+def test_every_exchange_is_counted_by_what_became_of_it() -> None:
+    cells = Cells()
+    telemetry = Telemetry(cells, None)
+    for _ in range(3):
+        telemetry.record(an_exchange(), CONNECTION, None)
+    telemetry.record(an_exchange(end=End.UPSTREAM_FIN, status=0, first_byte=-1.0), CONNECTION, None)
+    counted = cells.counter
+    assert counted("arca_requests_total", "http/1.1", "inbound", "GET", "200", "ok", "").value == 3
+    early = ("http/1.1", "inbound", "GET", "", "application", "closed_early")
+    assert counted("arca_requests_total", *early).value == 1
+    assert counted("arca_request_bytes_total", "http/1.1", "inbound").value == 4 * 42
+
+
+def test_hostile_methods_do_not_grow_the_counters_without_bound() -> None:
+    cells = Cells()
+    telemetry = Telemetry(cells, None)
+    for number in range(10_000):
+        telemetry.record(an_exchange(method=b"M%d" % number), CONNECTION, None)
+    methods = {labels[2] for number, labels, _ in cells.changes() if number == 0}
+    assert len(methods) <= 64 + 1
+    assert "_other" in methods
