@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -43,6 +44,7 @@ class Screen:
         self._console = console or Console(highlight=False, markup=False, emoji=False)
         if not self._console.is_terminal:
             self._console.width = WIDTH
+        self._ticks = ("✓", "✗") if self._console.encoding.startswith("utf") else ("yes", "NO")
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def open(self, stage: Stage, command: str) -> None:
@@ -71,10 +73,10 @@ class Screen:
         for outcome, seen in records.outcomes(logs).items():
             say(_outcome(outcome, seen))
         say()
-        say(_findings(judgement.findings))
-        say(_tick(judgement.joined == judgement.at_both), end="")
+        say(self._findings(judgement.findings))
+        say(self._tick(judgement.joined == judgement.at_both), end="")
         say(f" {judgement.joined} of {judgement.at_both} requests that both ARCAs saw have one trace id")
-        say(_tick(not wrong), end="")
+        say(self._tick(not wrong), end="")
         if wrong:
             say(f" {len(wrong)} things are not as they should be:")
             for line in wrong:
@@ -82,15 +84,40 @@ class Screen:
         else:
             say(f" every fault got its verdict, and every process ended well; {seconds:.0f} s")
 
+    def _findings(self, findings: tuple[Finding, ...]) -> Table:
+        table = Table(box=SIMPLE_HEAD, padding=0)
+        table.add_column("injected", no_wrap=True)
+        table.add_column("times", justify="right")
+        table.add_column("what it must be called", no_wrap=True)
+        for host in BOTH:
+            table.add_column(f"{host}'s ARCA", justify="right")
+        table.add_column("")
+        for finding in findings:
+            times = len(finding.injected.request_ids)
+            expected = finding.injected.expected
+            counts = ["never there" if n is None else f"{n} of {times}" for n in finding.named.values()]
+            style = _COLOUR[expected.domain]
+            table.add_row(
+                finding.injected.what,
+                str(times),
+                Text(str(expected), style=style),
+                *counts,
+                self._tick(not finding.wrong),
+            )
+        return table
+
+    def _tick(self, good: bool) -> Text:
+        return Text(self._ticks[0], style="bold green") if good else Text(self._ticks[1], style="bold red")
+
 
 def _edges(logs: Logs) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=0)
     for heading in ("ARCA of", "edge", "direction", "protocol"):
         table.add_column(heading, no_wrap=True)
     domains = (Domain.OK, Domain.CLIENT, Domain.APPLICATION, Domain.INFRASTRUCTURE)
     headings = ("client", "app", "infra")
-    for heading in ("requests", "ok", *headings, "other", "p50 ms", "p99 ms"):
-        table.add_column(heading, justify="right")
+    for heading in ("calls", "ok", *headings, "other", "p50 ms", "p99 ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for edge, tally in records.edges(logs).items():
         counts = [tally.domains[domain] for domain in domains]
         other = tally.domains.total() - sum(counts)
@@ -120,10 +147,8 @@ def _outcome(outcome: Outcome, seen: dict[Host, list[Exchange]]) -> RenderableTy
     line = Text(f"{verdict!s:<32}", style=style)
     line.append(f"{verdict.confidence:<5.2f}", style="dim")
     line.append(f"{outcome.method or ''} {outcome.path or ''} -> {outcome.status or 'no answer'}".ljust(28))
-    line.append(
-        "seen by " + " and ".join(f"{host}'s {len(those)} x" for host, those in seen.items() if those)
-    )
-    return Group(line, *(Text(f"    {text}", style="dim") for text in _proof(example, other)))
+    line.append(", ".join(f"{len(those)} at the {host}'s" for host, those in seen.items() if those))
+    return Group(line, *(Padding(Text(text, style="dim"), (0, 0, 0, 4)) for text in _proof(example, other)))
 
 
 def _proof(example: Exchange, other: Exchange | None) -> Iterator[str]:
@@ -131,10 +156,10 @@ def _proof(example: Exchange, other: Exchange | None) -> Iterator[str]:
         yield example.verdict.explain
     if example.verdict.check:
         yield f"check: {example.verdict.check}"
-    where = "at one"
+    where = "at one ARCA only"
     if other is not None:
-        where = "at both" if other.trace_id == example.trace_id else f"trace {other.trace_id} at the other"
-    yield f"request id {example.request_id}, trace {example.trace_id}, {where}"
+        where = "at both" if other.trace_id == example.trace_id else f"but {other.trace_id} at the server's"
+    yield f"request id {example.request_id}, trace id {example.trace_id}, {where}"
 
 
 def _example(seen: dict[Host, list[Exchange]]) -> tuple[Exchange, Exchange | None]:
@@ -143,30 +168,3 @@ def _example(seen: dict[Host, list[Exchange]]) -> tuple[Exchange, Exchange | Non
         if each.request_id in at_server:
             return each, at_server[each.request_id]
     return (seen[Host.CLIENT] or seen[Host.SERVER])[0], None
-
-
-def _findings(findings: tuple[Finding, ...]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("injected", no_wrap=True)
-    table.add_column("times", justify="right")
-    table.add_column("must be called", no_wrap=True)
-    for host in BOTH:
-        table.add_column(f"by {host}'s ARCA", justify="right")
-    table.add_column("")
-    for finding in findings:
-        times = len(finding.injected.request_ids)
-        expected = finding.injected.expected
-        counts = ["never there" if n is None else f"{n} of {times}" for n in finding.named.values()]
-        style = _COLOUR[expected.domain]
-        table.add_row(
-            finding.injected.what,
-            str(times),
-            Text(str(expected), style=style),
-            *counts,
-            _tick(not finding.wrong),
-        )
-    return table
-
-
-def _tick(good: bool) -> Text:
-    return Text("✓", style="bold green") if good else Text("✗", style="bold red")

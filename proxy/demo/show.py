@@ -111,7 +111,7 @@ class Show:
             self._logs = {host: Log(folder / f"{host}.jsonl") for host in BOTH}
             left_over.callback(self._end_company)
 
-            self._screen.open(place, "arca run -c FILE" + (" --forward …" if why else ""))
+            self._screen.open(place, "arca run -c FILE" + (" --forward ..." if why else ""))
             left_over.callback(self._screen.close)
             application = Application(folder)
             left_over.callback(application.close)
@@ -187,7 +187,8 @@ class Show:
         if self._signals.number:
             raise InterruptedShowError
         if time.monotonic() - self._began > LATEST_SECONDS:
-            raise FailedShowError(f"it took more than {LATEST_SECONDS:g} s")
+            slow = [f"{scene.what}: {line}" for scene, lines in self._amiss.items() for line in lines]
+            raise FailedShowError("; ".join([f"it took more than {LATEST_SECONDS:g} s", *slow]))
         for actor in self._company:
             if actor.has_ended():
                 raise FailedShowError(f"{actor.title} ended in the middle: {actor.last_words()}")

@@ -101,7 +101,7 @@ class Route(Protocol):
 
 
 class Namespaces:
-    """Two hosts joined by a veth pair, with redirect rules at both: ARCA is in the way, and nobody was told."""
+    """Two hosts joined by a veth pair, with redirect rules at both: ARCA is in the way, and nobody knows."""
 
     title = "two network namespaces, redirect rules applied in both"
 
@@ -191,28 +191,27 @@ class Loopback:
 
     title = "loopback, the client sent to its ARCA by hand"
 
-    _LISTENERS = ("nginx", "server", "client", "refused")
-
     def __init__(self, why: str) -> None:
         self.remarks = [
-            f"Without namespaces and redirect rules: {why}. As root, after `make setup`, there is more to see:",
-            "client and server on hosts of their own, their connections taken by netfilter with neither end told,",
-            "the original destination recovered, and outbound told from inbound.",
+            f"Without network namespaces and redirect rules: {why}.",
+            "As root, after `make setup`, client and server are hosts of their own, netfilter takes their",
+            "connections with neither end told, and outbound is told from inbound.",
         ]
         self.directions = dict.fromkeys(BOTH, "inbound")  # every address is this host's own
         # A port that is bound and not listened on refuses connections, and nobody else can come to listen.
         self._closed: dict[Family, socket.socket] = {}
         self._ports: dict[tuple[Family, str], int] = {}
-        for family, host in _LOOPBACK.items():
-            try:
-                ports = _free_ports(host, len(self._LISTENERS))
-                self._closed[family] = _bound(host)
-            except OSError as error:
-                self.remarks.append(f"Without {family}: {host} cannot be used ({error.strerror}).")
-                continue
-            self._ports |= {(family, what): port for what, port in zip(self._LISTENERS, ports, strict=True)}
+        with contextlib.ExitStack() as held:  # all at once, so that no two get the same
+            for family, host in _LOOPBACK.items():
+                try:
+                    self._closed[family] = _bound(host)
+                except OSError as error:
+                    self.remarks.append(f"Without {family}: {host} cannot be used ({error.strerror}).")
+                    continue
+                for what in ("nginx", "server", "client", "refused"):
+                    self._ports[family, what] = _port(held.enter_context(_bound(host)))
+            self._admin = {each: _port(held.enter_context(_bound("127.0.0.1"))) for each in BOTH}
         self.families = tuple(self._closed)
-        self._admin = dict(zip(BOTH, _free_ports("127.0.0.1", 2), strict=True))
 
     def url(self, family: Family, *, listener: bool) -> str:
         return "http://" + self._at(family, "client" if listener else "refused")
@@ -229,7 +228,7 @@ class Loopback:
             if host is Host.SERVER:
                 forwards.append(f"{self._at(family, 'server')}={self._at(family, 'nginx')}")
             else:
-                closed = f"{_bracketed(_LOOPBACK[family])}:{self._closed[family].getsockname()[1]}"
+                closed = f"{_bracketed(_LOOPBACK[family])}:{_port(self._closed[family])}"
                 forwards.append(f"{self._at(family, 'client')}={self._at(family, 'server')}")
                 forwards.append(f"{self._at(family, 'refused')}={closed}")
         return [flag for each in forwards for flag in ("--forward", each)]
@@ -263,10 +262,8 @@ def _bound(host: str) -> socket.socket:
     return made
 
 
-def _free_ports(host: str, n: int) -> list[int]:
-    """Ports that nobody has, as far as the kernel knows now."""
-    with contextlib.ExitStack() as held:
-        return [held.enter_context(_bound(host)).getsockname()[1] for _ in range(n)]
+def _port(bound: socket.socket) -> int:
+    return int(bound.getsockname()[1])
 
 
 # ---- what an earlier demo left

@@ -1,0 +1,108 @@
+"""The demo judges: it must notice a wrong verdict, a missing one, and one too many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from protocols.verdict import Cause, Domain
+from proxy.demo.play import BOTH, Expected, Host
+from proxy.demo.records import Exchange, Injected, Judgement, Log, Tally, Verdict, edges, judge
+
+DIRECTIONS = {Host.CLIENT: "outbound", Host.SERVER: "inbound"}
+BROKEN = Expected(Domain.APPLICATION, Cause.STATUS_5XX)
+
+
+def exchange(
+    host: Host, request_id: str = "one", cause: str = "status_5xx", trace_id: str = "t", direction: str = ""
+) -> Exchange:
+    return Exchange(
+        protocol="http/1.1",
+        direction=direction or DIRECTIONS[host],
+        client="[fd72::1]:40000",
+        server="[fd72::2]:80",
+        method="GET",
+        target="/",
+        status=500,
+        request_id=request_id,
+        trace_id=trace_id,
+        duration_ms=1.0,
+        verdict=Verdict("application", cause, 1.0, "it said so", None),
+    )
+
+
+def judged(client: list[Exchange], server: list[Exchange], expected: Expected = BROKEN) -> Judgement:
+    logs = {host: Log(Path("none")) for host in BOTH}
+    logs[Host.CLIENT].exchanges, logs[Host.SERVER].exchanges = client, server
+    return judge([Injected("a fault", expected, ["one"])], logs, DIRECTIONS)
+
+
+def test_what_is_named_as_expected_at_both_is_right() -> None:
+    judgement = judged([exchange(Host.CLIENT)], [exchange(Host.SERVER)])
+    assert judgement.wrong == ()
+    assert judgement.findings[0].named == {Host.CLIENT: 1, Host.SERVER: 1}
+    assert (judgement.at_both, judgement.joined) == (1, 1)
+
+
+def test_another_verdict_is_wrong_and_told() -> None:
+    judgement = judged([exchange(Host.CLIENT)], [exchange(Host.SERVER, cause="status_4xx")])
+    assert judgement.findings[0].named == {Host.CLIENT: 1, Host.SERVER: 0}
+    (line,) = judgement.wrong
+    assert "application/status_5xx expected at the server's ARCA" in line
+    assert "got application/status_4xx" in line
+
+
+def test_no_verdict_and_two_verdicts_are_wrong() -> None:
+    assert len(judged([exchange(Host.CLIENT)], []).wrong) == 1
+    assert len(judged([exchange(Host.CLIENT)] * 2, [exchange(Host.SERVER)]).wrong) == 1
+
+
+def test_what_never_came_to_the_server_must_not_be_seen_there() -> None:
+    client_only = Expected(Domain.APPLICATION, Cause.STATUS_5XX, (Host.CLIENT,))
+    judgement = judged([exchange(Host.CLIENT)], [], client_only)
+    assert judgement.wrong == ()
+    assert judgement.findings[0].named[Host.SERVER] is None
+    assert len(judged([exchange(Host.CLIENT)], [exchange(Host.SERVER)], client_only).wrong) == 1
+
+
+def test_an_exchange_that_nobody_began_is_wrong() -> None:
+    judgement = judged([exchange(Host.CLIENT), exchange(Host.CLIENT, "stray")], [exchange(Host.SERVER)])
+    assert len(judgement.wrong) == 1
+
+
+def test_two_trace_ids_for_one_request_are_wrong() -> None:
+    judgement = judged([exchange(Host.CLIENT)], [exchange(Host.SERVER, trace_id="other")])
+    assert judgement.wrong == ("1 of 1 requests had two trace ids",)
+
+
+def test_a_wrong_direction_is_wrong() -> None:
+    judgement = judged([exchange(Host.CLIENT, direction="inbound")], [exchange(Host.SERVER)])
+    assert judgement.wrong == ("1 exchanges at the client's ARCA were called inbound",)
+
+
+def test_edges_forget_the_clients_port() -> None:
+    log = Log(Path("none"))
+    log.exchanges = [exchange(Host.CLIENT)]
+    assert [edge.client for edge in edges({Host.CLIENT: log})] == ["fd72::1"]
+
+
+def test_percentiles_are_durations_that_occurred() -> None:
+    tally = Tally(durations=[float(n) for n in range(1, 101)])
+    assert (tally.percentile(0.5), tally.percentile(0.99)) == (50.0, 99.0)
+    assert Tally(durations=[7.0]).percentile(0.99) == 7.0
+
+
+def test_a_log_is_read_by_whole_lines(tmp_path: Path) -> None:
+    line = (
+        '{"protocol":"http/1.1","direction":"inbound","client":"a:1","server":"b:2","method":null,"target":null,'
+        '"status":null,"request_id":null,"trace_id":null,"duration_ms":1,"verdict":{"domain":"ok","cause":null,'
+        '"confidence":1,"explain":null,"check":null}}\n'
+    )
+    path = tmp_path / "log"
+    log = Log(path)
+    log.read_on()
+    path.write_text(line + line[:50])
+    log.read_on()
+    assert len(log.exchanges) == 1
+    path.write_text(line + line)
+    log.read_on()
+    assert len(log.exchanges) == 2
