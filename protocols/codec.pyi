@@ -27,7 +27,10 @@ class Codec:
         """Take what upstream sent and return what is to go to downstream."""
 
     def downstream_eof(self, now: float) -> bytes:
-        """Downstream will send no more; returns bytes that were held back, for upstream."""
+        """Downstream will send no more; returns bytes that were held back, for upstream.
+
+        While ``pause_downstream`` stays set some are held still, until upstream answers: FIN goes on behind them.
+        """
 
     def upstream_eof(self, now: float) -> bytes:
         """Upstream will send no more; returns bytes that were held back, for downstream."""

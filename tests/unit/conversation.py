@@ -87,6 +87,7 @@ class Caller:
     def _attend(self) -> None:
         while signals := self.codec.signals:
             self.codec.signals = 0
+            self.resumed = self.resumed or bool(signals & RESUMABLE)
             assert bool(signals & FINISHED) == bool(self.codec.finished)
             self.exchanges += self.codec.finished
             self.codec.finished.clear()
@@ -101,7 +102,6 @@ class Caller:
                 self.to_upstream += self.codec.from_downstream(request, self.now)
                 self.to_downstream += self.codec.from_upstream(response, self.now) if response else b""
             elif signals & RESUMABLE:
-                self.resumed = True
                 self.to_upstream += self.codec.from_downstream(b"", self.now)
             if signals & REFUSED:
                 assert self.codec.refusal is not None
