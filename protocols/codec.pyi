@@ -29,7 +29,7 @@ class Codec:
     def downstream_eof(self, now: float) -> bytes:
         """Downstream will send no more; returns bytes that were held back, for upstream.
 
-        While ``pause_downstream`` stays set some are held still, until upstream answers: FIN goes on behind them.
+        While ``pause_downstream`` stays set, some wait for upstream to answer, and FIN goes on behind them.
         """
 
     def upstream_eof(self, now: float) -> bytes:
