@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 from proxy.demo import records
 
-# Columns for the widest line. What is piped into a file has no width of its own.
-WIDTH = 110
+# Columns for the tables as they are meant to be; in fewer, down to 80, a row becomes two lines. What is
+# piped into a file has no width of its own, and gets these.
+_WIDE = 110
 
 _COLOUR = {
     Domain.OK: "green",
@@ -43,7 +44,8 @@ class Screen:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, markup=False, emoji=False)
         if not self._console.is_terminal:
-            self._console.width = WIDTH
+            self._console.width = _WIDE
+        self._narrow = self._console.width < _WIDE
         self._ticks = ("✓", "✗") if self._console.encoding.startswith("utf") else ("yes", "NO")
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
@@ -58,7 +60,9 @@ class Screen:
 
     def update(self, logs: Logs, now: str) -> None:
         if self._live.is_started:
-            self._live.update(Group(_edges(logs), Text(f"  now: {now}", style="cyan")), refresh=True)
+            self._live.update(
+                Group(_edges(logs, narrow=self._narrow), Text(f"  now: {now}", style="cyan")), refresh=True
+            )
 
     def close(self) -> None:
         self._live.stop()
@@ -68,8 +72,12 @@ class Screen:
 
     def report(self, logs: Logs, judgement: Judgement, wrong: list[str], seconds: float) -> None:
         say = self._console.print
-        say(_edges(logs))
-        say(Text("What became of the exchanges, with one example for each kind", style="bold"))
+        say(_edges(logs, narrow=self._narrow))
+        say(
+            Text(
+                "Outcomes: confidence, request, times seen by the client's + the server's ARCA", style="bold"
+            )
+        )
         for outcome, seen in records.outcomes(logs).items():
             say(_outcome(outcome, seen))
         say()
@@ -88,47 +96,48 @@ class Screen:
         table = Table(box=SIMPLE_HEAD, padding=0)
         table.add_column("injected", no_wrap=True)
         table.add_column("times", justify="right")
-        table.add_column("what it must be called", no_wrap=True)
+        if not self._narrow:
+            table.add_column("what it must be called", no_wrap=True)
         for host in BOTH:
             table.add_column(f"{host}'s ARCA", justify="right")
         table.add_column("")
         for finding in findings:
             times = len(finding.injected.request_ids)
-            expected = finding.injected.expected
+            what = Text(finding.injected.what)
+            expected = Text(str(finding.injected.expected), style=_COLOUR[finding.injected.expected.domain])
             counts = ["never there" if n is None else f"{n} of {times}" for n in finding.named.values()]
-            style = _COLOUR[expected.domain]
-            table.add_row(
-                finding.injected.what,
-                str(times),
-                Text(str(expected), style=style),
-                *counts,
-                self._tick(not finding.wrong),
-            )
+            tick = self._tick(not finding.wrong)
+            if self._narrow:
+                table.add_row(Text("\n  ").join([what, expected]), str(times), *counts, tick)
+            else:
+                table.add_row(what, str(times), expected, *counts, tick)
         return table
 
     def _tick(self, good: bool) -> Text:
         return Text(self._ticks[0], style="bold green") if good else Text(self._ticks[1], style="bold red")
 
 
-def _edges(logs: Logs) -> Table:
+def _edges(logs: Logs, *, narrow: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=0)
-    for heading in ("ARCA of", "edge", "direction", "protocol"):
+    for heading in ("edge",) if narrow else ("ARCA of", "edge", "direction", "protocol"):
         table.add_column(heading, no_wrap=True)
     domains = (Domain.OK, Domain.CLIENT, Domain.APPLICATION, Domain.INFRASTRUCTURE)
-    headings = ("client", "app", "infra")
-    for heading in ("calls", "ok", *headings, "other", "p50 ms", "p99 ms"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("ok", "client", "app", "infra")
+    for heading in ("calls", *headings, "other", "p50 ms", "p99 ms"):
+        table.add_column(heading, justify="right")
     for edge, tally in records.edges(logs).items():
         counts = [tally.domains[domain] for domain in domains]
-        other = tally.domains.total() - sum(counts)
+        total = tally.domains.total()
+        ends = f"{edge.client} -> {edge.server}"
+        if narrow:
+            what = [f"{ends}\n  at {edge.seen_at}, {edge.direction}, {edge.protocol}"]
+        else:
+            what = [edge.seen_at, ends, edge.direction, edge.protocol]
         table.add_row(
-            edge.seen_at,
-            f"{edge.client} -> {edge.server}",
-            edge.direction,
-            edge.protocol,
-            str(tally.domains.total()),
+            *what,
+            str(total),
             *(_count(n, _COLOUR[domain]) for n, domain in zip(counts, domains, strict=True)),
-            _count(other, "blue"),
+            _count(total - sum(counts), _COLOUR[Domain.PROXY]),
             f"{tally.percentile(0.5):.1f}",
             f"{tally.percentile(0.99):.1f}",
         )
@@ -146,9 +155,12 @@ def _outcome(outcome: Outcome, seen: dict[Host, list[Exchange]]) -> RenderableTy
     style = _COLOUR.get(Domain(verdict.domain), "white")
     line = Text(f"{verdict!s:<32}", style=style)
     line.append(f"{verdict.confidence:<5.2f}", style="dim")
-    line.append(f"{outcome.method or ''} {outcome.path or ''} -> {outcome.status or 'no answer'}".ljust(28))
-    line.append(", ".join(f"{len(those)} at the {host}'s" for host, those in seen.items() if those))
-    return Group(line, *(Padding(Text(text, style="dim"), (0, 0, 0, 4)) for text in _proof(example, other)))
+    line.append(f"{outcome.method or ''} {outcome.path or ''} -> {outcome.status or 'no answer'}".ljust(25))
+    line.append(" + ".join(str(len(seen[host])) for host in BOTH))
+    return Group(
+        line,
+        *(Padding(Text(text, style="dim"), (0, 0, 0, 4), expand=False) for text in _proof(example, other)),
+    )
 
 
 def _proof(example: Exchange, other: Exchange | None) -> Iterator[str]:
