@@ -68,6 +68,7 @@ cdef class Pair:
     cdef _count_in_flight(self)
     cdef eof_of_side(self, Side side)
     cdef side_eof(self, Side side)
+    cdef _pass_fin_on(self)
     cdef _defect(self)
     cdef _carry_out(self, bytes answer)
     cdef _drop_upstream(self)

@@ -343,8 +343,7 @@ cdef class Pair:
                 self.upstream.send(data)
             self.backlog = None
         self.downstream.resume(DIALING)
-        if self.downstream.eof:
-            self.upstream.finish()
+        self._pass_fin_on()
 
     def dial_failed(self, int error):
         try:
@@ -520,6 +519,7 @@ cdef class Pair:
             self.downstream.pause(ENGINE)
         else:
             self.downstream.resume(ENGINE)
+            self._pass_fin_on()
 
     cdef _take_finished(self):
         cdef Exchange exchange
@@ -569,8 +569,7 @@ cdef class Pair:
             if self.no_upstream is not None:
                 self._fail(DIAL_FAILED, self.no_upstream[0])
                 return
-            if self.dial is None:
-                self.upstream.finish()
+            self._pass_fin_on()
         else:
             rest = self.codec.upstream_eof(now)
             if rest:
@@ -585,6 +584,14 @@ cdef class Pair:
             self.downstream.close()
         else:
             side.watch()
+
+    cdef _pass_fin_on(self):
+        """Downstream's FIN goes on, once there is an upstream and nothing that came before it waits."""
+        if (
+            self.downstream.eof and self.dial is None and self.upstream is not None
+            and not (self.codec is not None and self.codec.pause_downstream)
+        ):
+            self.upstream.finish()
 
     def side_failed(self, Side side, error):
         """A connection was reset, or failed in another way: the other is reset, behind what came before that."""

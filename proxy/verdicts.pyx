@@ -89,6 +89,7 @@ def _blame(Exchange exchange, str server):
             (wire("status", exchange.status),),
         )
     if exchange.end == DIAL_FAILED:
+        dialed_ms = exchange.connect * 1000 if exchange.connect >= 0 else at_ms
         cause, origin, confidence = _DIAL.get(exchange.error, (None, None, 0))
         if cause is None:
             return Verdict(
@@ -98,7 +99,7 @@ def _blame(Exchange exchange, str server):
             )
         return Verdict(
             Domain.INFRASTRUCTURE, cause, origin, phase, confidence,
-            f"The connection to {server} failed after {at_ms:.1f} ms: {os.strerror(exchange.error)}.",
+            f"The connection to {server} failed after {dialed_ms:.1f} ms: {os.strerror(exchange.error)}.",
             _dial_check(cause, server), (refused_by_os(),),
         )
     if exchange.end == DOWNSTREAM_FAULT:
