@@ -1,4 +1,3 @@
-# cython: nonecheck=True
 """One downstream connection and the one upstream connection that it becomes.
 
 All socket work of a connection is here, and no knowledge of any protocol: bytes go through the codec, and
@@ -18,7 +17,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from protocols.codec cimport Codec, FINISHED, Opaque, REFUSED, RESUMABLE, SUCCEEDED
 from protocols.exchange cimport (
     COMPLETE, DIAL_FAILED, DOWNSTREAM_FIN, DOWNSTREAM_RST, DRAINED, End, Exchange, HEAD_TIMEOUT, INTERNAL, Protocol,
-    TCP, TLS, UPSTREAM_RST, WEBSOCKET,
+    TCP, TLS, UPSTREAM_FIN, UPSTREAM_RST, WEBSOCKET,
 )
 from protocols.http1 cimport Http1
 from proxy.cells cimport Gauge
@@ -579,7 +578,8 @@ cdef class Pair:
                 return
             self.downstream.finish()
         if self.upstream.eof and self.downstream.eof:
-            self._end(DOWNSTREAM_FIN, 0)
+            # Whoever ended first ended it.
+            self._end(UPSTREAM_FIN if side.is_downstream else DOWNSTREAM_FIN, 0)
             self.upstream.close()
             self.downstream.close()
         else:

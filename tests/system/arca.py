@@ -21,6 +21,7 @@ import errno
 import json
 import os
 import re
+import select
 import socket
 import struct
 import threading
@@ -44,9 +45,9 @@ _ADDED = re.compile(
 )
 
 
-def without_added(message: bytes) -> bytes:
+def without_added(message: bytes | bytearray) -> bytes:
     """``message`` without the lines that ARCA adds."""
-    return _ADDED.sub(b"", message)
+    return bytes(_ADDED.sub(b"", message))
 
 
 class Peer:
@@ -58,9 +59,9 @@ class Peer:
         self.ended = OPEN
         self._read = 0  # of heard, without the added lines: how much was asked for
         self.name = _text(connection.getsockname())
-        self.peer = _text(connection.getpeername())
         connection.settimeout(PATIENCE)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # it may be reset already
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> Self:
         return self
@@ -106,6 +107,18 @@ class Peer:
         while self._receive():
             pass
         return self.ended
+
+    def is_told_of_a_reset(self) -> bool:
+        """Whether the kernel reports a reset in time, to a socket that neither reads nor writes."""
+        poll = select.poll()
+        poll.register(self.socket, 0)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            for _, events in poll.poll(100):
+                if events & select.POLLERR:
+                    return True
+                time.sleep(0.01)  # both directions ended in order, so far
+        return False
 
     def is_silent(self, seconds: float = 0.2) -> bool:
         """Whether nothing, not even an end, comes for a while."""
@@ -175,7 +188,7 @@ class Stage:
         return dialed(self.host, self.port), self.accept()
 
     def serve(self, play: Callable[[Peer], None]) -> None:
-        """From now on ``play`` the server on each connection, in a thread of its own, until the stage closes."""
+        """From now on ``play`` the server on each connection, in a thread of its own."""
 
         def accept() -> None:
             self._listener.settimeout(None)
@@ -265,10 +278,7 @@ class Carrier(Arca):
         return found
 
     def logged(self) -> list[Row]:
-        if not self.log.exists():
-            return []
-        text = self.log.read_bytes()
-        return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+        return _rows(self.log)
 
     def carried(self) -> list[Row]:
         """The pairs that are being carried."""
@@ -318,10 +328,13 @@ class Inside(Arca):
         with self.namespace.inside():
             return super().get(path, port)
 
+    def exchanges_so_far(self) -> list[Row]:
+        return _rows(self.log)
+
     def exchanges(self, count: int) -> list[Row]:
         """All exchanges so far, when there are ``count`` of them."""
-        until(lambda: self.log.exists() and self.log.read_bytes().count(b"\n") >= count)
-        rows = [json.loads(line) for line in self.log.read_bytes().splitlines()]
+        until(lambda: len(self.exchanges_so_far()) >= count)
+        rows = self.exchanges_so_far()
         assert len(rows) == count, rows
         return rows
 
@@ -345,7 +358,7 @@ def observe(play: Callable[[Peer, Peer], None], client: Peer, server: Peer) -> O
 
 
 def assert_both_ends_observe_the_same(arca: Carrier, play: Callable[[Peer, Peer], None]) -> Observed:
-    """The conversation directly, and through ARCA: neither end can tell the difference, but for added lines."""
+    """The conversation directly, and through ARCA: but for added lines neither end can tell which."""
     direct = observe(play, *arca.stage.connect())
     through = observe(play, *arca.connect())
     assert through == direct
@@ -357,6 +370,14 @@ def verdict(exchange: Row) -> tuple[object, object]:
     found = exchange["verdict"]
     assert isinstance(found, dict)
     return found["domain"], found["cause"]
+
+
+def _rows(log: Path) -> list[Row]:
+    """The whole lines of an exchange log, as far as it was written."""
+    if not log.exists():
+        return []
+    text = log.read_bytes()
+    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
 
 
 def _text(name: tuple[str, int] | tuple[str, int, int, int]) -> str:

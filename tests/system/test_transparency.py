@@ -258,8 +258,10 @@ def test_a_keep_alive_connection_carries_request_after_request(arca: Carrier) ->
             id="http_1_0_keep_alive",
         ),
         pytest.param(
-            b"GET / HTTP/1.1\r\nhOsT: a\r\nX-UPPER:  two  spaces \r\nx-empty:\r\nAccept: */*\r\naccept: b\r\n\r\n",
-            b"HTTP/1.1 200 Fine By Me\r\nsErVeR: x\r\nSet-Cookie: a=1\r\nset-cookie: b=2\r\ncontent-length: 0\r\n\r\n",
+            b"GET / HTTP/1.1\r\nhOsT: a\r\nX-UPPER:  two  spaces \r\nx-empty:\r\nAccept: */*\r\naccept: b\r\n"
+            b"\r\n",
+            b"HTTP/1.1 200 Fine By Me\r\nsErVeR: x\r\nSet-Cookie: a=1\r\nset-cookie: b=2\r\n"
+            b"content-length: 0\r\n\r\n",
             id="case_order_and_white_space",
         ),
         pytest.param(
