@@ -20,8 +20,8 @@ $(VENV)/.os-packages: Makefile deploy/os-packages
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.os-packages
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "Cython>=3.1" "setuptools>=77"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[test,demo]"
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check "Cython>=3.1" "setuptools>=77"
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-build-isolation --editable ".[test,demo]"
 	@touch $@
 
 $(VENV)/.compiled: $(VENV)/.installed setup.py $(NATIVE)

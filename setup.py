@@ -17,7 +17,7 @@ setup(
             "boundscheck": False,
             "wraparound": False,
             "cdivision": True,
-            # A None where there should be an object is an exception on one connection, not the end of the worker.
+            # None where an object should be is an exception on one connection, not the end of the worker.
             "nonecheck": True,
         },
         annotate=False,
