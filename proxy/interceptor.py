@@ -116,7 +116,8 @@ class Interceptor:
 
     def _is_own(self, destination: Address, local: bool) -> bool:
         return any(
-            port == destination.port and (host == destination.host or (host in _ANY and local))
+            port == destination.port
+            and (host == destination.host or (host in _ANY and local) or destination.host in _ANY)
             for host, port in self._listeners
         )
 

@@ -96,11 +96,19 @@ class Peer:
 
     def hears_head(self) -> bytes:
         """A whole head, as it came."""
-        start = len(self.heard)
-        while (end := self.heard.find(b"\r\n\r\n", start)) < 0:
-            assert self._receive(), f"{self.ended} in a head: {bytes(self.heard[start:])!r}"
-        self._read = len(without_added(self.heard[: end + 4]))
-        return bytes(self.heard[start : end + 4])
+        start = self._read
+        while (end := without_added(self.heard).find(b"\r\n\r\n", start)) < 0:
+            assert self._receive(), f"{self.ended} in a head: {without_added(self.heard)[start:]!r}"
+        self._read = end + 4
+        return bytes(self.heard[self._as_it_came(start) : self._as_it_came(end + 3) + 1])
+
+    def _as_it_came(self, position: int) -> int:
+        """Where in ``heard`` the byte is that is at ``position`` when the added lines are left out."""
+        for line in _ADDED.finditer(self.heard):
+            if line.start() > position:
+                break
+            position += len(line[0])
+        return position
 
     def heard_end(self) -> str:
         """Reads on until the other end closes or resets: FIN or RST."""
@@ -222,7 +230,9 @@ class Carrier(Arca):
     ``settings`` is TOML. ``nowhere`` listens for connections to a port that refuses them.
     """
 
-    def __init__(self, directory: Path, settings: str = "", *arguments: str) -> None:
+    def __init__(
+        self, directory: Path, settings: str = "", *arguments: str, wrapper: tuple[str, ...] = ()
+    ) -> None:
         self.stage = Stage()
         self.log = directory / "exchanges.jsonl"
         self.port, self.nowhere, self.listen = free_port(), free_port(), free_port()
@@ -235,6 +245,7 @@ class Carrier(Arca):
             "--forward", f"127.0.0.1:{self.port}={self.stage.host}:{self.stage.port}",
             "--forward", f"127.0.0.1:{self.nowhere}=127.0.0.1:{self.closed_port}",
             *arguments,
+            wrapper=wrapper,
         )  # fmt: skip
         self.server = f"127.0.0.1:{self.stage.port}"
         self._descriptors = 0
@@ -253,8 +264,14 @@ class Carrier(Arca):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.stage.close()
-        super().__exit__(*exception)
+        try:
+            if exception[0] is None:
+                self.assert_nothing_is_left()
+                until(lambda: self.metric("arca_connections_active") == 0)
+                until(lambda: self.metric("arca_requests_in_flight") == 0)
+        finally:
+            self.stage.close()
+            super().__exit__(*exception)
 
     def connect(self) -> tuple[Peer, Peer]:
         """Client and server, with ARCA between."""
@@ -300,11 +317,9 @@ class Carrier(Arca):
         return int(line.split()[1]) * 1024
 
     def assert_nothing_is_left(self) -> None:
-        """No pair, no descriptor, nothing in flight, the same worker, and no defect reported."""
+        """No pair, no descriptor, the same worker, and no defect reported."""
         until(lambda: self.carried() == [])
         until(lambda: self.descriptors() <= self._descriptors)
-        until(lambda: self.metric("arca_connections_active") == 0)
-        until(lambda: self.metric("arca_requests_in_flight") == 0)
         assert self.workers() == [self.worker]
         assert "Traceback" not in self.said
         assert "ARCA failed" not in self.said

@@ -1,7 +1,8 @@
 """How connections end: what one end does to its connection is done to the other, whoever it was and whenever.
 
 FIN goes on as FIN, behind what was sent; RST goes on as RST, without a write to find it out; a connection
-that could not be made is told in the client's own protocol. Whatever was in flight gets the verdict that says who.
+that could not be made is told in the client's own protocol. Whatever was in flight gets the verdict that
+says who.
 """
 
 from __future__ import annotations
