@@ -358,6 +358,11 @@ cdef class Pair:
             return
         self.connect_seconds = clock() - self.dialed
         self.interceptor.connect_duration.observe(self.connect_seconds)
+        if error == errno.ECONNRESET or error == errno.EPIPE:
+            # A SYN is refused with another error (tcp_reset() in tcp_input.c): this connection was made, and
+            # reset before it was looked at.
+            self._fail(UPSTREAM_RST, errno.ECONNRESET)
+            return
         self.no_upstream = (error, *dial_answer(error, self.connection.server))
         if self.codec is not None:
             self._tell_dial_failed()
