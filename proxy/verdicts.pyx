@@ -168,7 +168,8 @@ def _blame(Exchange exchange, str server):
             "how this exchange ended was not seen.",
         )
     return Verdict(
-        Domain.PROXY, Cause.INTERNAL, Origin.PROXY, phase, 1.0, f"A defect of ARCA ended it: {exchange.fault}."
+        Domain.PROXY, Cause.INTERNAL, Origin.PROXY, phase, 1.0,
+        f"A defect of ARCA ended it, {progress}: {exchange.fault or 'its log has the traceback'}.",
     )
 
 
