@@ -185,7 +185,8 @@ def test_a_reset_by_the_peers_kernel_is_not_claimed_for_sure() -> None:
 )
 def test_every_verdict_is_whole(end: End, status: int, answered: bool, error: int) -> None:
     """Of the closed lists, with a sentence that has its figures, and confidence only where there is proof."""
-    verdict = decided(end, status=status, answered=answered, error=error)
+    fault = "bare LF" if end is End.DOWNSTREAM_FAULT else None  # the engine always has one for it
+    verdict = decided(end, status=status, answered=answered, error=error, fault=fault)
     if verdict.domain is Domain.OK:
         assert (end, verdict.cause) == (End.COMPLETE, None)
         return
