@@ -26,6 +26,7 @@ import socket
 import struct
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -59,6 +60,8 @@ class Peer:
         self.ended = OPEN
         self._read = 0  # of heard, without the added lines: how much was asked for
         self.name = _text(connection.getsockname())
+        # Its exchanges begin after that; those of another that had the same port began before.
+        self.since = time.time() - 0.1
         connection.settimeout(PATIENCE)
         with contextlib.suppress(OSError):  # it may be reset already
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -221,7 +224,10 @@ class Stage:
 
 
 def dialed(host: str, port: int) -> Peer:
-    return Peer(socket.create_connection((host, port), timeout=PATIENCE))
+    since = time.time() - 0.1
+    peer = Peer(socket.create_connection((host, port), timeout=PATIENCE))
+    peer.since = since
+    return peer
 
 
 class Carrier(Arca):
@@ -283,11 +289,11 @@ class Carrier(Arca):
 
     def exchanges(self, client: Peer | str, count: int = 1) -> list[Row]:
         """The exchanges of one connection, when there are ``count`` of them, in the order they ended."""
-        name = client if isinstance(client, str) else client.name
+        name, since = (client, 0.0) if isinstance(client, str) else (client.name, client.since)
         found: list[Row] = []
 
         def are_there() -> bool:
-            found[:] = [row for row in self.logged() if row["client"] == name]
+            found[:] = [row for row in self.logged() if row["client"] == name and _began(row) >= since]
             return len(found) >= count
 
         until(are_there)
@@ -393,6 +399,10 @@ def _rows(log: Path) -> list[Row]:
         return []
     text = log.read_bytes()
     return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+
+
+def _began(exchange: Row) -> float:
+    return datetime.fromisoformat(str(exchange["time"])).timestamp()
 
 
 def _text(name: tuple[str, int] | tuple[str, int, int, int]) -> str:
