@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("arca.interceptor")
 
 _DRAIN_LOOK_SECONDS = 0.05
+_CUT_SECONDS = 1.0
+_ABORT_SECONDS = 0.5
 _HEAD_LOOK_SECONDS = 0.5
 _ANY = frozenset(("0.0.0.0", "::"))
 
@@ -188,13 +190,13 @@ class Interceptor:
             for pair in list(self._pairs):
                 pair.finish_if_idle()
             await asyncio.sleep(_DRAIN_LOOK_SECONDS)
-        for pair in list(self._pairs):
-            pair.cut()
-        # A reset waits a second at most for what was sent before it.
-        for _ in range(40):
-            if not self._pairs:
-                break
-            await asyncio.sleep(_DRAIN_LOOK_SECONDS)
+        # A reset waits for what was sent before it, though not for ever.
+        for end, patience in ((Pair.cut, _CUT_SECONDS), (Pair.abort, _ABORT_SECONDS)):
+            deadline = self.loop.time() + patience
+            for pair in list(self._pairs):
+                end(pair)
+            while self._pairs and self.loop.time() < deadline:
+                await asyncio.sleep(_DRAIN_LOOK_SECONDS)
 
 
 class Hangups:

@@ -28,6 +28,7 @@ cdef class Side:
     cdef unwatch(self)
     cdef close(self)
     cdef reset(self)
+    cdef abort(self)
 
 
 cdef class Pair:
@@ -40,6 +41,7 @@ cdef class Pair:
     cdef object fixed_destination
     cdef Codec codec
     cdef bytes first                # what downstream said, while its protocol is undecided
+    cdef double first_came
     cdef object dial
     cdef double dialed
     cdef double connect_seconds
@@ -68,6 +70,7 @@ cdef class Pair:
     cdef _count_in_flight(self)
     cdef eof_of_side(self, Side side)
     cdef side_eof(self, Side side)
+    cdef bint _close_if_both_ended(self, End how)
     cdef _pass_fin_on(self)
     cdef _defect(self)
     cdef _carry_out(self, bytes answer)

@@ -270,7 +270,6 @@ cdef class Side:
 
     def _reset_when_sent(self, Py_ssize_t last, int polls):
         """``last`` is how much was not taken by the peer yet at the last look, ``polls`` how often to look still."""
-        cdef linger now
         cdef Py_ssize_t left
         if self.transport is None:
             return
@@ -279,6 +278,14 @@ cdef class Side:
             polls = _RESET_POLLS if left < last else polls - 1
             self.pair.interceptor.loop.call_later(_RESET_POLL_SECONDS, self._reset_when_sent, left, polls)
             return
+        self.abort()
+
+    cdef abort(self):
+        """RST, now. SO_LINGER of 0 seconds: tcp_close() in net/ipv4/tcp.c resets instead of sending FIN."""
+        cdef linger now
+        if self.transport is None:
+            return
+        self.closing = True
         now.l_onoff = 1
         now.l_linger = 0
         c_setsockopt(self.fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
@@ -343,6 +350,7 @@ cdef class Pair:
             self.backlog = None
         self.downstream.resume(DIALING)
         self._pass_fin_on()
+        self._close_if_both_ended(UPSTREAM_FIN)
 
     def dial_failed(self, int error):
         try:
@@ -451,6 +459,8 @@ cdef class Pair:
     cdef bytes _recognise(self, bytes data, double now):
         """What is to be given to the codec now; None while the protocol is undecided and bytes are held back."""
         cdef Protocol protocol
+        if not self.first:
+            self.first_came = now
         self.first += data
         found = recognise(self.first)
         if found == _HOLD:
@@ -582,13 +592,18 @@ cdef class Pair:
             if self.refused:
                 return
             self.downstream.finish()
-        if self.upstream.eof and self.downstream.eof:
-            # Whoever ended first ended it.
-            self._end(UPSTREAM_FIN if side.is_downstream else DOWNSTREAM_FIN, 0)
-            self.upstream.close()
-            self.downstream.close()
-        else:
+        # Whoever ended first ended it.
+        if not self._close_if_both_ended(UPSTREAM_FIN if side.is_downstream else DOWNSTREAM_FIN):
             side.watch()
+
+    cdef bint _close_if_both_ended(self, End how):
+        """Not before the dial's bytes went: upstream can say its FIN before ``connected`` was told."""
+        if self.dial is not None or not (self.upstream.eof and self.downstream.eof):
+            return False
+        self._end(how, 0)
+        self.upstream.close()
+        self.downstream.close()
+        return True
 
     cdef _pass_fin_on(self):
         """Downstream's FIN goes on, once there is an upstream and nothing that came before it waits."""
@@ -688,15 +703,20 @@ cdef class Pair:
         if self.refused:
             return False
         if self.codec is None:
-            return bool(self.first) and self.connection.opened < since
+            return bool(self.first) and self.first_came < since
         return self.codec.awaits_head(since)
 
     def time_out_head(self):
-        answer = b""
-        if self.codec is None or not self.codec.in_flight:
-            answer = http1_answer(408, "the request head did not arrive within limits.head_timeout_seconds")
+        """Refuse the request whose head is late, unless an older one is still being answered: then not yet."""
+        if self.codec is not None and self.codec.in_flight:
+            return
+        if self.codec is None:
+            # Held back because it can become HTTP: it is told so, and upstream never hears of it.
+            self._adopt(Http1(self.interceptor.ids, self.interceptor.strict))
+            self.codec.from_downstream(self.first, self.first_came)
+            self.first = None
         self._end(HEAD_TIMEOUT, 0)
-        self._carry_out(answer)
+        self._carry_out(http1_answer(408, "the request head did not arrive within limits.head_timeout_seconds"))
 
     def finish_if_idle(self):
         """Close a pair on which nothing is in flight; answers whether it was."""
@@ -718,6 +738,12 @@ cdef class Pair:
         """ARCA stops: whatever is in flight ends here."""
         if not self.refused:
             self._fail(DRAINED, 0)
+
+    def abort(self):
+        """Take down what is left at once, whatever waits to be sent."""
+        self.downstream.abort()
+        if self.upstream is not None:
+            self.upstream.abort()
 
     def describe(self):
         """The pair for /connections."""

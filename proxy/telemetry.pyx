@@ -5,6 +5,7 @@ together in one buffer that is handed up when it is full or twice a second. Noth
 other end drops what it cannot take, and counts it. The names and their order are those of contract.md.
 """
 
+import json
 import time
 from collections import deque
 
@@ -77,7 +78,8 @@ cdef class Telemetry:
 
     cdef Outcome _outcome(self, Exchange exchange, Connection connection, object verdict):
         cdef tuple key = (
-            (exchange.protocol << 16) | (connection.inbound << 12) | exchange.status, exchange.method, verdict.cause
+            (exchange.protocol << 16) | (connection.inbound << 12) | exchange.status, exchange.method, verdict.domain,
+            verdict.cause,
         )
         cdef Outcome outcome = self.outcomes.get(key)
         if outcome is not None:
@@ -203,7 +205,10 @@ cdef int _duration(Assembly out, const char* key, double seconds) except -1:
 
 
 cdef int _string(Assembly out, const char* key, bytes value) except -1:
-    """A JSON string of what was on the wire; bytes beyond ASCII are read as UTF-8, or as Latin-1 where they are not."""
+    """A JSON string of what was on the wire, in ASCII: what a terminal could obey is never in the log as it came.
+
+    Bytes beyond ASCII are read as UTF-8, or as Latin-1 where they are not.
+    """
     cdef const unsigned char* p
     cdef Py_ssize_t i, n, copied = 0
     cdef char escape[6]
@@ -215,12 +220,13 @@ cdef int _string(Assembly out, const char* key, bytes value) except -1:
     for i in range(n):
         if p[i] >= 0x80:
             try:
-                return _bytes(out, msgspec.json.encode(value.decode()))
+                text = value.decode()
             except UnicodeDecodeError:
-                return _bytes(out, msgspec.json.encode(value.decode("latin-1")))
+                text = value.decode("latin-1")
+            return _bytes(out, json.dumps(text).replace("\x7f", "\\u007f").encode())
     out.add(b'"', 1)
     for i in range(n):
-        if p[i] < 0x20 or p[i] == c'"' or p[i] == c"\\":
+        if p[i] < 0x20 or p[i] == 0x7F or p[i] == c'"' or p[i] == c"\\":
             out.add(p + copied, i - copied)
             copied = i + 1
             escape[0:4] = [c"\\", c"u", c"0", c"0"]

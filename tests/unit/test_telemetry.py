@@ -6,6 +6,7 @@ import json
 import re
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,6 +105,16 @@ def test_any_bytes_of_the_wire_make_one_line_of_json(target: bytes) -> None:
     assert written == expected
 
 
+@pytest.mark.parametrize(
+    "target", [b"/\x7f\x1b[2J", "/\x9b2J".encode(), "/\u202etxt\x7f".encode(), b"/\xff\x9b"]
+)
+def test_nothing_that_a_terminal_obeys_is_written_as_it_came(target: bytes) -> None:
+    telemetry = Telemetry(Cells(), None)
+    telemetry.record(an_exchange(target=target), CONNECTION, None)
+    (line,) = telemetry.newest(1)
+    assert all(0x20 <= byte < 0x7F for byte in line.rstrip(b"\n"))
+
+
 @given(st.integers(0, 2**64 - 1))
 def test_byte_counts_are_exact(count: int) -> None:
     assert line_of(an_exchange(request_bytes=count))["request_bytes"] == count
@@ -148,6 +159,16 @@ def test_every_exchange_is_counted_by_what_became_of_it() -> None:
     early = ("http/1.1", "inbound", "GET", "", "application", "closed_early")
     assert counted("arca_requests_total", *early).value == 1
     assert counted("arca_request_bytes_total", "http/1.1", "inbound").value == 4 * 42
+
+
+def test_the_same_cause_counts_for_whose_it_was() -> None:
+    cells = Cells()
+    telemetry = Telemetry(cells, None)
+    for end, status in ((End.UPSTREAM_FAULT, 200), (End.DOWNSTREAM_FAULT, 200)):
+        telemetry.record(an_exchange(end=end, status=status, fault="x"), CONNECTION, None)
+    for domain in ("application", "client"):
+        labels = ("http/1.1", "inbound", "GET", "200", domain, "protocol_error")
+        assert cells.counter("arca_requests_total", *labels).value == 1
 
 
 def test_hostile_methods_do_not_grow_the_counters_without_bound() -> None:
