@@ -324,7 +324,10 @@ class Carrier(Arca):
 
     def assert_nothing_is_left(self) -> None:
         """No pair, no descriptor, the same worker, and no defect reported."""
-        until(lambda: self.carried() == [])
+        try:
+            until(lambda: self.carried() == [])
+        except AssertionError:
+            raise AssertionError(f"still carried: {self.carried()}") from None
         until(lambda: self.descriptors() <= self._descriptors)
         assert self.workers() == [self.worker]
         assert "Traceback" not in self.said
