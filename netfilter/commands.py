@@ -8,10 +8,11 @@ fails. Works on the network namespace of the calling thread. Never touches a rul
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from netfilter.plan import differences, plan, snapshot
+from netfilter.plan import detached, differences, plan, snapshot
 from netfilter.render import NOTHING, Family, ProxyIdentity, RuleSet, rule_set
 from netfilter.rules import RuleSettings
 
@@ -26,6 +27,8 @@ _TIMEOUT_SECONDS = 60.0
 _ATTEMPTS = 3
 
 _PREFIX = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
+
+_T = TypeVar("_T")
 
 
 class NetfilterError(Exception):
@@ -76,22 +79,23 @@ def check(settings: RuleSettings, proxy: ProxyIdentity) -> list[str]:
     ]
 
 
+def detach() -> None:
+    """Take out only what leads into our chains, in both families: no new connection is redirected.
+
+    The connections that were redirected before go on, because our chains stay; see `plan.detached`. `remove`
+    takes those out. Both families are tried before the first NetfilterError is raised.
+    """
+    _in_each_family(lambda family: _transact(family, lambda save: detached(save, family)))
+
+
 def remove() -> bool:
     """Take out all that is ours, in both families; whether there was anything.
 
-    Needs no settings: whatever stands in our chains or leads to them goes. Both families are tried before the
-    first NetfilterError is raised.
+    Needs no settings: whatever stands in our chains or leads to them goes. Running redirected connections are
+    cut where nothing else in the namespace uses connection tracking. Both families are tried before the first
+    NetfilterError is raised.
     """
-    changed = False
-    failure: NetfilterError | None = None
-    for family in _usable_families():
-        try:
-            changed |= any(_change(family, NOTHING))
-        except NetfilterError as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
-    return changed
+    return any(map(any, _in_each_family(lambda family: _change(family, NOTHING))))
 
 
 def has_ipv6() -> bool:
@@ -142,11 +146,30 @@ def _warnings(settings: RuleSettings) -> list[str]:
     return []
 
 
+def _in_each_family(change: Callable[[Family], _T]) -> list[_T]:
+    """Both families are tried before the first NetfilterError is raised."""
+    changed: list[_T] = []
+    failure: NetfilterError | None = None
+    for family in _usable_families():
+        try:
+            changed.append(change(family))
+        except NetfilterError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return changed
+
+
 def _change(family: Family, wanted: RuleSet) -> RuleSet:
     """Bring a family to `wanted`; return what of ours was there before."""
+    return _transact(family, lambda save: plan(save, wanted, family))
+
+
+def _transact(family: Family, planned: Callable[[str], str]) -> RuleSet:
+    """Do what `planned` makes of the live table's text; return what of ours was there before."""
     for attempt in range(1, _ATTEMPTS + 1):
         save = _save(family)
-        text = plan(save, wanted, family)
+        text = planned(save)
         if not text:
             break
         try:

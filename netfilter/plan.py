@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from netfilter.render import OWN_CHAINS, Block, Chain, Family, Jump, RuleSet, restore_text
+from netfilter.render import NOTHING, OWN_CHAINS, Block, Chain, Family, Jump, RuleSet, restore_text
 
 # A jump to a user-defined chain takes no options, so it ends the line; text inside a comment ends in a quote.
 _LEADS_TO = re.compile(r"(?:^| )-[jg] (\S+)$")
@@ -80,6 +80,17 @@ def plan(save: str, wanted: RuleSet, family: Family) -> str:
     undo += [f"-F {name}" for name in gone]
     undo += [f"-X {name}" for name in gone]
     return restore_text(wanted, family, undo=undo)
+
+
+def detached(save: str, family: Family) -> str:
+    """The input of one `iptables-restore --noflush` that takes out what leads into our chains; "" if nothing.
+
+    The chains stay as they are, on purpose: a REDIRECT rule, even one that is never reached, keeps a
+    reference to connection tracking (net/netfilter/xt_REDIRECT.c), and when the last one in the namespace
+    goes, the kernel stops translating the connections that were redirected before.
+    """
+    undo = [f"-D {jump.builtin} {jump.rule}" for jump in parse(save).own_jumps]
+    return restore_text(NOTHING, family, undo=undo) if undo else ""
 
 
 def differences(save: str, wanted: RuleSet) -> list[str]:

@@ -145,7 +145,10 @@ def check_rules(config: ConfigFile = None) -> None:
 
 @rules.command("remove")
 def remove_rules(config: ConfigFile = None) -> None:
-    """Remove every rule of ARCA's, whatever the configuration says: it is not even read."""
+    """Remove every rule of ARCA's, whatever the configuration says: it is not even read.
+
+    Where nothing else on the host uses connection tracking, this cuts the redirected connections that run.
+    """
     from netfilter import commands
 
     _in_kernel(commands.remove)

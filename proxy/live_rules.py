@@ -1,4 +1,6 @@
-"""The supervisor's hand on the rules in the kernel: applied, compared, removed, one change at a time.
+"""The supervisor's hand on the rules in the kernel: applied, compared, taken out, one change at a time.
+
+They leave in two steps, because connections that were redirected need them to the end (netfilter.plan).
 
 The tools block, so each call runs in a thread; and a change once begun is always finished, even when
 whoever asked for it is cancelled, because rules half known to us could be left behind.
@@ -27,7 +29,7 @@ class LiveRules:
     """The rules while the supervisor runs: one change at a time, each in a thread, never cut short."""
 
     def __init__(self) -> None:
-        self.applied = False
+        self.applied = False  # something of ours may be in the kernel, and is ours to remove
         self._lock = asyncio.Lock()
 
     async def apply(self, settings: Settings) -> None:
@@ -42,6 +44,17 @@ class LiveRules:
         for warning in warnings:
             _log.warning("%s", warning)
         _log.info("rules applied")
+
+    async def detach(self) -> None:
+        """No new connection is redirected; those that run go on until ``remove``. A failure is logged."""
+        if not self.applied:
+            return
+        try:
+            await self._alone(commands.detach)
+        except commands.NetfilterError as error:
+            _log.error("new connections are still redirected, run `arca rules remove`: %s", error)
+        else:
+            _log.info("rules detached: new connections go directly")
 
     async def remove(self) -> None:
         """Removes what ``apply`` applied, if it ever did; a failure is logged with what is left to do."""

@@ -1,7 +1,7 @@
 """The supervisor: the one process with the privileges, which carries no connection itself.
 
 It opens the sockets, starts the workers and replaces those that die, applies the rules once somebody
-listens and removes them before anybody stops listening, adds up what the workers count, and serves admin
+listens and detaches them before anybody stops listening, adds up what the workers count, and serves admin
 and metrics. The order in ``_start`` and its reverse in ``_end`` is what keeps a host reachable: whatever
 goes wrong between the two, ``_end`` runs.
 """
@@ -166,10 +166,14 @@ class Supervisor:
     async def _end(self) -> None:
         self._stop.set()
         # First of all, so that no new connection is sent to where soon nobody listens.
-        await self._rules.remove()
-        for slot in self._slots:
-            listeners.close(slot.sockets)
-        await self._end_workers(self._settings.limits.drain_seconds if self._started else 0.0)
+        await self._rules.detach()
+        try:
+            for slot in self._slots:
+                listeners.close(slot.sockets)
+            await self._end_workers(self._settings.limits.drain_seconds if self._started else 0.0)
+        finally:
+            # Only now: the connections that were redirected lived on what is left of the rules.
+            await self._rules.remove()
         if self._watch is not None:
             asyncio.get_running_loop().remove_reader(self._watch.fileno())
             self._watch.close()
@@ -321,7 +325,8 @@ class Supervisor:
             return
         self._rules_seen = (float("-inf"), [])
         if not after.rules.apply:
-            await self._rules.remove()
+            # What is left goes at the end: connections that were redirected may live as long as we do.
+            await self._rules.detach()
             return
         try:
             await self._rules.apply(after)

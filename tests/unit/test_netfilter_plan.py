@@ -3,7 +3,7 @@
 import pytest
 
 from netfilter.commands import advice
-from netfilter.plan import differences, parse, plan, snapshot
+from netfilter.plan import detached, differences, parse, plan, snapshot
 from netfilter.render import NOTHING, Family, ProxyIdentity, RuleSet, rule_set
 from netfilter.rules import RuleSettings
 
@@ -64,6 +64,14 @@ def test_removal_deletes_jumps_empties_chains_then_deletes_them() -> None:
         "-X ARCA_INBOUND",
         "-X ARCA_INBOUND_PORTS",
     ]
+
+
+def test_detaching_deletes_the_jumps_and_touches_no_chain() -> None:
+    assert commands(detached(live(BOTH), Family.IPV4)) == [
+        f"-D PREROUTING {JUMP}",
+        f"-D OUTPUT {BOTH.jumps[1].rule}",
+    ]
+    assert detached(EMPTY, Family.IPV4) == ""
 
 
 def test_every_jump_is_deleted_as_it_really_appears() -> None:
