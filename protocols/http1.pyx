@@ -21,7 +21,7 @@ from protocols.exchange cimport (
     UPSTREAM_FAULT, UPSTREAM_FIN, WEBSOCKET,
 )
 from protocols.http1_body cimport CHUNKED, EMPTY, Framing, SIZED, UNTIL_CLOSE, advance, begin_body
-from protocols.http1_head cimport Field, NONE, NOT_HTTP, find_end, parse_request, parse_response
+from protocols.http1_head cimport Field, MAX_BLOCK, NONE, NOT_HTTP, OWN_LINE, find_end, parse_request, parse_response
 from protocols.trace_context cimport TraceContext, continue_trace, new_trace
 
 from http import HTTPStatus
@@ -386,7 +386,11 @@ cdef class Http1(Codec):
                 continue
             exchange.status = head.status
             exchange.first_byte = self.response_started
-            if head.request_id < 0 and exchange.request_id is not None:
+            # An id that somebody else made as long as this is left out where it would break the limit of a head.
+            if head.request_id < 0 and exchange.request_id is not None and (
+                len(exchange.request_id) <= OWN_LINE - 16
+                or head.length + len(exchange.request_id) + 16 <= MAX_BLOCK
+            ):
                 out.add(p + copied, position - 2 - copied)
                 out.add_line(b"X-Request-ID: ", exchange.request_id)
                 copied = position - 2

@@ -1,5 +1,13 @@
 cdef enum:
+    MAX_BLOCK = 60 * 1024
     MAX_FIELDS = 100
+    # What ARCA itself adds must not make a second ARCA refuse what the first passed. So a line that one of us may
+    # have written or rewritten is no field, for one X-Request-ID and one traceparent, and this much of it counts
+    # for no byte (the longest is a b3 of 74), for those and for B3's six. Whatever else is sent is held to the
+    # limits exactly; the second ARCA finds the lines there and adds none.
+    OWN_FIELDS = 2
+    OWN_LINE = 80
+    MAX_OWN = 8 * OWN_LINE
 
 cdef enum Fault:
     NONE = 0
@@ -53,13 +61,16 @@ cdef struct Head:
     int host
     int request_id
     int trace_fields
+    int own_fields
+    Py_ssize_t own_bytes
+    bint traceparent
     bint upgrade
     bint websocket
     bint has_content_length
     bint chunked
     bint has_coding
     unsigned long long content_length
-    Field fields[MAX_FIELDS]
+    Field fields[MAX_FIELDS + OWN_FIELDS]
 
 cdef unsigned char TOKEN[256]
 cdef unsigned char TEXT[256]

@@ -10,9 +10,8 @@ it and the sentence that tells the sender.
 from libc.string cimport memchr, memset
 
 cdef enum:
-    # The three limits of transparency.md (Envoy's defaults are 60 KiB and 100 fields; nginx's line is 8 KiB).
+    # With MAX_BLOCK and MAX_FIELDS the limits of transparency.md (Envoy's defaults are 60 KiB and 100 fields; nginx's line is 8 KiB).
     MAX_LINE = 8 * 1024
-    MAX_BLOCK = 60 * 1024
     # No registered method is longer than 17 (IANA HTTP Method Registry).
     MAX_METHOD = 32
 
@@ -120,8 +119,9 @@ cdef Fault find_end(const unsigned char* p, Py_ssize_t n, Scan* scan, bint reque
                 return fault
             if lf != NULL:
                 scan.first_line_end = end
-        elif end - scan.first_line_end > MAX_BLOCK:
-            scan.position = scan.first_line_end + MAX_BLOCK + 1
+        elif end - scan.first_line_end > MAX_BLOCK + MAX_OWN:
+            # The exact limit needs the fields' names: see _parse_fields.
+            scan.position = scan.first_line_end + MAX_BLOCK + MAX_OWN + 1
             return HEAD_TOO_LARGE
         scan.position = end
         if lf == NULL:
@@ -213,15 +213,19 @@ cdef Fault _codings(const unsigned char* p, Field* field, Head* head) noexcept n
     return NONE
 
 
+cdef inline void _own(Head* head, const Field* field) noexcept nogil:
+    """The line's name is one of ours: see OWN_FIELDS."""
+    head.own_bytes += min(field.end - field.start, <Py_ssize_t>OWN_LINE)
+
+
 cdef Fault _parse_fields(const unsigned char* p, Py_ssize_t i, Py_ssize_t n, Head* head, bint request) noexcept nogil:
     cdef Field* field
-    cdef const unsigned char* colon
-    cdef Py_ssize_t j, end
+    cdef Py_ssize_t j, end, begin = i
     cdef Fault fault
     cdef unsigned char initial
     end = n - 2
     while i < end:
-        if head.field_count == MAX_FIELDS:
+        if head.field_count == MAX_FIELDS + OWN_FIELDS:
             return TOO_MANY_FIELDS
         field = &head.fields[head.field_count]
         head.field_count += 1
@@ -268,14 +272,23 @@ cdef Fault _parse_fields(const unsigned char* p, Py_ssize_t i, Py_ssize_t n, Hea
                 fault = _codings(p, field, head)
                 if fault != NONE:
                     return fault
-            elif request and (named(p, field, b"traceparent", 11) or named(p, field, b"tracestate", 10)):
+            elif request and named(p, field, b"traceparent", 11):
+                head.trace_fields += 1
+                if not head.traceparent:
+                    head.traceparent = True
+                    head.own_fields += 1
+                    _own(head, field)
+            elif request and named(p, field, b"tracestate", 10):
                 head.trace_fields += 1
         elif initial == c"x":
             if named(p, field, b"x-request-id", 12):
                 if head.request_id < 0:
                     head.request_id = head.field_count - 1
+                    head.own_fields += 1
+                    _own(head, field)
             elif field.name_length > 5 and (p[field.start + 2] | 0x20) == c"b" and p[field.start + 3] == c"3":
                 head.trace_fields += 1
+                _own(head, field)
         elif initial == c"h":
             if head.host < 0 and named(p, field, b"host", 4):
                 head.host = head.field_count - 1
@@ -286,6 +299,11 @@ cdef Fault _parse_fields(const unsigned char* p, Py_ssize_t i, Py_ssize_t n, Hea
         elif initial == c"b":
             if field.name_length == 2 and p[field.start + 1] == c"3":
                 head.trace_fields += 1
+                _own(head, field)
+        if head.field_count - head.own_fields > MAX_FIELDS:
+            return TOO_MANY_FIELDS
+    if n - begin - min(head.own_bytes, <Py_ssize_t>MAX_OWN) > MAX_BLOCK:
+        return HEAD_TOO_LARGE
     if head.has_coding:
         if head.has_content_length:
             return LENGTH_AND_CODING
@@ -299,9 +317,10 @@ cdef Fault _parse_fields(const unsigned char* p, Py_ssize_t i, Py_ssize_t n, Hea
 cdef inline void _reset(Head* head, Py_ssize_t n) noexcept nogil:
     head.length = n
     head.method_length = head.target = head.target_length = 0
-    head.status = head.field_count = head.trace_fields = 0
+    head.status = head.field_count = head.trace_fields = head.own_fields = 0
+    head.own_bytes = 0
     head.host = head.request_id = -1
-    head.upgrade = head.websocket = head.has_content_length = head.chunked = head.has_coding = False
+    head.traceparent = head.upgrade = head.websocket = head.has_content_length = head.chunked = head.has_coding = False
     head.content_length = 0
     head.minor_version = 1
 

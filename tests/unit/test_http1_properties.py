@@ -28,7 +28,7 @@ Event: TypeAlias = tuple[str, bytes]
 Script: TypeAlias = list[Event]
 
 KIB: Final = 1024
-MAX_HEAD: Final = 8 * KIB + 1 + 60 * KIB
+MAX_HEAD: Final = 8 * KIB + 1 + 60 * KIB + 8 * 80
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import pytest
 
 from protocols.exchange import End, Protocol
 from protocols.http1 import Http1, answer
-from tests.unit.conversation import ADDED, GIVEN_BACK, REQUEST_ID, Conversation, fixed_ids
+from protocols.trace_context import Ids
+from tests.unit.conversation import ADDED, GIVEN_BACK, REQUEST_ID, Caller, Conversation, fixed_ids
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET_SENT = b"GET / HTTP/1.1\r\nHost: a\r\n" + ADDED + b"\r\n"
@@ -21,6 +22,7 @@ CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNKED_OK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 KIB = 1024
+OWN = 8 * 80  # bytes of a head that ARCA's own lines may have without being counted
 NOT_HTTP = "this is not HTTP/1: expected 'METHOD target HTTP/1.x'"
 REQUEST_LINE = (
     "malformed request line: expected 'METHOD target HTTP/1.x' with single spaces and no control characters"
@@ -237,10 +239,80 @@ def test_a_header_block_may_have_60_kib_and_no_byte_more() -> None:
     block = b"a: " + b"b" * (60 * KIB - 7) + b"\r\n"
     assert len(block + b"\r\n") == 60 * KIB
     Conversation().downstream(line + block + b"\r\n").to_upstream(line + block + ADDED + b"\r\n")
-    for longer in (line + block.replace(b":", b"::") + b"\r\n", line + b"a: " + b"b" * 61 * KIB):
-        Conversation().downstream(longer).refused(431, BLOCK).exchange(
-            status=431, request_bytes=16 + 60 * KIB + 1
-        )
+    longer = line + block.replace(b":", b"::") + b"\r\n"
+    Conversation().downstream(longer).refused(431, BLOCK).exchange(status=431, request_bytes=len(longer))
+    # One that does not end is refused behind the room for ARCA's own lines: until then the rest may be such.
+    Conversation().downstream(line + b"a: " + b"b" * 61 * KIB).refused(431, BLOCK).exchange(
+        status=431, request_bytes=16 + 60 * KIB + OWN + 1
+    )
+
+
+B3 = b"b3: 0-0-d\r\nX-B3-TraceId: 1\r\nX-B3-SpanId: 1\r\nX-B3-ParentSpanId: 1\r\nX-B3-Sampled: 1\r\n"
+TRACEPARENT = b"traceparent: 00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01\r\n"
+
+
+def through(head: bytes) -> bytes:
+    """What an ARCA makes of a head that it does not refuse."""
+    caller = Caller(Http1(Ids(1.0)))
+    caller.downstream(head)
+    assert caller.refusal is None
+    assert caller.to_upstream.endswith(b"\r\n\r\n")
+    return bytes(caller.to_upstream)
+
+
+@pytest.mark.parametrize(
+    "own", [b"", b"X-Request-ID: \r\n", TRACEPARENT, TRACEPARENT * 2, B3, B3 + TRACEPARENT]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_head_at_its_limits_passes_as_many_arcas_as_there_are(own: bytes, first: bool) -> None:
+    line = b"GET / HTTP/1.1\r\n"
+    counted = b"a:b\r\n" * (100 - 5 * own.count(B3) - (own.count(TRACEPARENT) > 1))
+    uncounted = min(len(own), own.count(b"\r\n") * 80)
+    if own == TRACEPARENT * 2:
+        uncounted = len(TRACEPARENT)
+    large = b"a: " + b"b" * (60 * KIB - 7 - len(own) + uncounted) + b"\r\n"
+    for others in (counted, large):
+        head = line + (own + others if first else others + own) + b"\r\n"
+        second = through(head)
+        assert second != head
+        # The second still gives B3 a parent where a new trace had none; then nothing grows.
+        third = through(second)
+        assert len(third) == len(second) or own.startswith(B3)
+        assert len(through(third)) == len(third)
+    Conversation().downstream(line + own + counted + b"a:b\r\n\r\n").refused(431, FIELDS).exchange()
+    Conversation().downstream(line + own + b"a" + large + b"\r\n").refused(431, BLOCK).exchange()
+
+
+def test_only_so_much_of_our_own_lines_is_not_counted() -> None:
+    line = b"GET / HTTP/1.1\r\n"
+    many = b"X-Request-ID: 1\r\n" * 102
+    Conversation().downstream(line + many + b"\r\n").refused(431, FIELDS).exchange()
+    for own in (
+        b"X-Request-ID: " + b"1" * 60 * KIB + b"\r\n",
+        b"X-B3-a: " + b"1" * (12 * KIB + 100) + b"\r\n",
+    ):
+        Conversation().downstream(line + own * 5 + b"\r\n").refused(431, BLOCK).exchange()
+
+
+@pytest.mark.parametrize("others", [b"a:b\r\n" * 99, b"a: " + b"b" * (60 * KIB - 26) + b"\r\n"])
+def test_a_response_at_its_limits_passes_as_many_arcas_as_there_are(others: bytes) -> None:
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" + others + b"\r\n"
+    assert len(response) - 17 == 60 * KIB or others.count(b"\n") == 99
+    once = response[:-2] + GIVEN_BACK + b"\r\n"
+    asked().upstream(response).to_downstream(once).exchange(status=200)
+    asked().upstream(once).to_downstream(once).exchange(status=200)
+    for longer in (response[:-2] + b"a:b\r\n\r\n", once[:-2] + b"a:b\r\n\r\n"):
+        assert asked().upstream(longer).caller.exchanges.pop().status == 502
+
+
+def test_a_long_request_id_is_given_back_where_there_is_room() -> None:
+    line = b"X-Request-ID: " + b"1" * 1000 + b"\r\n"
+    head = b"GET / HTTP/1.1\r\n" + line
+    sent = head + ADDED[: -len(GIVEN_BACK)] + b"\r\n"
+    for length, given in ((59 * KIB - 100, line), (59 * KIB, b"")):
+        response = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\na: " + b"b" * length + b"\r\n"
+        talk = Conversation().downstream(head + b"\r\n").to_upstream(sent)
+        talk.upstream(response + b"\r\n").to_downstream(response + given + b"\r\n").exchange(status=200)
 
 
 def test_a_head_may_have_100_fields_and_no_more() -> None:
@@ -361,7 +433,7 @@ def test_a_response_with_such_a_field_becomes_a_502(lines: bytes, _status: int, 
         (b"HTTP/1.1 200 OK\n", BARE_LF),
         (b"HTTP/1.1 200 " + b"a" * 8 * KIB, LINE),
         (b"HTTP/1.1 200 OK\r\n" + b"a:b\r\n" * 101 + b"\r\n", FIELDS),
-        (b"HTTP/1.1 200 OK\r\na:" + b"b" * 60 * KIB, BLOCK),
+        (b"HTTP/1.1 200 OK\r\na:" + b"b" * 61 * KIB, BLOCK),
     ],
 )
 def test_a_response_with_such_a_head_becomes_a_502(response: bytes, text: str) -> None:
