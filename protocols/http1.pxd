@@ -23,6 +23,7 @@ cdef class Http1(Codec):
     cdef bytes last_authority
     cdef Exchange oldest
     cdef Exchange newest
+    cdef Py_ssize_t kept
 
     cdef int request_state
     cdef Body request_body

@@ -40,6 +40,10 @@ cdef enum:
     # Requests in flight on one connection before no more are read from it; they are let in again at half.
     # Browsers pipelined 4 to 6, nginx and HAProxy read one at a time.
     MAX_IN_FLIGHT = 64
+    # The same for the bytes of their heads that are kept until they are answered.
+    MAX_KEPT = 64 * 1024
+    # What is kept of an authority, and of a request id once it need not be given back any more.
+    MAX_TEXT = 1024
 
 _METHODS = {m: m for m in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")}
 cdef bytes GET = next(m for m in _METHODS if m == b"GET")
@@ -76,6 +80,15 @@ cdef Assembly assembly = Assembly()
 
 cdef inline void _rewind(Scan* scan) noexcept nogil:
     memset(scan, 0, sizeof(Scan))
+
+
+cdef inline Py_ssize_t _kept(Exchange exchange):
+    """How many bytes of its head an exchange keeps; none of them changes before it ends."""
+    return (
+        (0 if exchange.target is None else len(exchange.target))
+        + (0 if exchange.authority is None else len(exchange.authority))
+        + (0 if exchange.request_id is None else len(exchange.request_id))
+    )
 
 
 def answer(int status, str text, *, bytes method=None, bytes request_id=None, str cause=None):
@@ -211,6 +224,7 @@ cdef class Http1(Codec):
             Exchange, HTTP_1_0 if head.minor_version == 0 else HTTP_1_1, self.request_started
         )
         cdef Field* field
+        cdef Py_ssize_t length
         cdef TraceContext trace
         if head.method_length == 3 and memcmp(p, b"GET", 3) == 0:
             exchange.method = GET
@@ -222,10 +236,11 @@ cdef class Http1(Codec):
         exchange.tunnel = head.upgrade or exchange.method == b"CONNECT"
         if head.host >= 0:
             field = &head.fields[head.host]
-            if self.last_authority is None or len(self.last_authority) != field.value_length or memcmp(
-                PyBytes_AS_STRING(self.last_authority), p + field.value, field.value_length
+            length = min(field.value_length, <Py_ssize_t>MAX_TEXT)
+            if self.last_authority is None or len(self.last_authority) != length or memcmp(
+                PyBytes_AS_STRING(self.last_authority), p + field.value, length
             ) != 0:
-                self.last_authority = p[field.value:field.value + field.value_length]
+                self.last_authority = p[field.value:field.value + length]
             exchange.authority = self.last_authority
 
         if head.trace_fields:
@@ -306,7 +321,7 @@ cdef class Http1(Codec):
             self.request_state = UNREAD
         elif exchange.tunnel and exchange.status == 0:
             self.request_state = AWAIT_TUNNEL
-        elif self.in_flight >= MAX_IN_FLIGHT and not self.downstream_closed:
+        elif (self.in_flight >= MAX_IN_FLIGHT or self.kept >= MAX_KEPT) and not self.downstream_closed:
             self.request_state = AWAIT_ANSWERS
         else:
             self.request_state = HEAD
@@ -466,6 +481,7 @@ cdef class Http1(Codec):
             self.newest.following = exchange
         self.newest = exchange
         self.in_flight += 1
+        self.kept += _kept(exchange)
 
     cdef _queue_partial(self):
         """An exchange for a head that is not to be understood, with as much of it as can be told."""
@@ -485,6 +501,8 @@ cdef class Http1(Codec):
         exchange.end = how
         exchange.ended = now
         exchange.following = None
+        if exchange.request_id is not None and len(exchange.request_id) > MAX_TEXT:
+            exchange.request_id = exchange.request_id[:MAX_TEXT]
         self.finished.append(exchange)
         self.signals |= FINISHED
 
@@ -493,12 +511,16 @@ cdef class Http1(Codec):
         cdef Exchange exchange = self.oldest
         self.oldest = exchange.following
         self.in_flight -= 1
+        self.kept -= _kept(exchange)
         self._finish(exchange, COMPLETE, now)
         if self.oldest is None:
             self.newest = None
         elif self.oldest.fault is not None:
             self._answer_request_fault(now)
-        if self.request_state == AWAIT_ANSWERS and self.in_flight <= MAX_IN_FLIGHT // 2:
+        if (
+            self.request_state == AWAIT_ANSWERS
+            and self.in_flight <= MAX_IN_FLIGHT // 2 and self.kept <= MAX_KEPT // 2
+        ):
             self._resume()
 
     cdef _resume(self):
@@ -522,6 +544,7 @@ cdef class Http1(Codec):
             exchange = following
         self.oldest = self.newest = None
         self.in_flight = 0
+        self.kept = 0
         self.response_in_body = False
 
     cpdef end(self, End how, int error, double now):

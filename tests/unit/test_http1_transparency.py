@@ -309,6 +309,34 @@ def test_too_many_pipelined_requests_wait_for_answers_and_then_go_on() -> None:
     talk.in_flight(4)
 
 
+def test_pipelined_requests_with_large_heads_wait_for_answers_sooner() -> None:
+    trace = b"traceparent: 00-" + TRACE_ID + b"-" + SPAN_ID + b"-00\r\n"
+    long_id = b"i" * 20_000
+    head = b"GET / HTTP/1.1\r\nX-Request-ID: " + long_id + b"\r\n"
+    request, sent = head + b"\r\n", head + trace + b"\r\n"
+    given_back = OK_SENT.replace(REQUEST_ID, long_id)
+    talk = Conversation().downstream(request * 10).to_upstream(sent * 4).read_on(False).in_flight(4)
+    # As with their number: they are let in again at half. What is given back is whole, what is kept is not.
+    talk.upstream(OK * 2).to_downstream(given_back * 2).read_on(False)
+    talk.exchange(request_id=long_id[:1024]).exchange(request_id=long_id[:1024])
+    talk.upstream(OK).to_downstream(given_back).to_upstream(sent * 3).in_flight(4)
+    talk.exchange(status=200).upstream(OK * 4).to_downstream(given_back * 4).to_upstream(sent * 3)
+    for _ in range(4):
+        talk.exchange(status=200)
+    talk.read_on(True).in_flight(3)
+
+
+def test_of_requests_with_heads_as_large_as_may_be_two_are_in_flight() -> None:
+    target, host = b"/" + b"t" * 8_000, b"Host: " + b"h" * 30_000 + b"\r\n"
+    head = b"GET " + target + b" HTTP/1.1\r\n" + host + b"X-Request-ID: " + b"i" * 31_000 + b"\r\n"
+    trace = b"traceparent: 00-" + TRACE_ID + b"-" + SPAN_ID + b"-00\r\n"
+    talk = Conversation().downstream((head + b"\r\n") * 3).to_upstream((head + trace + b"\r\n") * 2)
+    talk.upstream(OK).to_downstream(OK_SENT.replace(REQUEST_ID, b"i" * 31_000))
+    talk.exchange(target=target, authority=b"h" * 1024, request_id=b"i" * 1024).in_flight(1)
+    talk.upstream(OK).to_downstream(OK_SENT.replace(REQUEST_ID, b"i" * 31_000)).exchange(status=200)
+    talk.to_upstream(head + trace + b"\r\n").in_flight(1)
+
+
 def test_pipelined_requests_that_wait_go_on_when_downstream_sends_fin() -> None:
     talk = Conversation().downstream(GET * 100).to_upstream(GET_SENT * 64)
     talk.downstream_eof().to_upstream(GET_SENT * 36).in_flight(100).fin_to_upstream(True)
