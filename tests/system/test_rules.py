@@ -279,7 +279,8 @@ def test_what_is_only_routed_is_redirected_only_when_asked_for(network: Network,
     router, server = network["router"], network["server"]
     server.run("ip", "address", "replace", "10.78.0.1/32", "dev", "lo")
     router.run("ip", "route", "replace", "10.78.0.1", "via", server.ipv4)
-    router.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    with router.inside():
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     client.run("ip", "route", "replace", "10.78.0.1", "via", router.ipv4)
     with router.inside():
         commands.apply(WEB, PROXY)
