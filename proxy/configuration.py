@@ -37,6 +37,7 @@ class SettingsError(Exception):
     def __init__(self, origin: str, what: str) -> None:
         super().__init__(f"arca: {origin}: {what}")
         self.origin = origin
+        self.what = what
 
 
 class _Key(NamedTuple):
@@ -84,6 +85,14 @@ def load(
     settings = _built(given)
     _check_together(settings, given)
     return settings
+
+
+def check_together(settings: Settings) -> None:
+    """The checks across keys, for settings that come from more than one reading. Raises SettingsError."""
+    try:
+        _check_together(settings, {})
+    except SettingsError as error:
+        raise SettingsError("with what stays until a restart", error.what) from None
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[tuple[str, str]]:

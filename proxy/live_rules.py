@@ -33,13 +33,15 @@ class LiveRules:
         self._lock = asyncio.Lock()
 
     async def apply(self, settings: Settings) -> None:
-        """Raises NetfilterError, after which the rules are as they were."""
+        """Raises NetfilterError or ValueError (of settings), after which the rules are as they were."""
+        proxy = identity(settings)
         before = self.applied
         self.applied = True  # whoever is cancelled while the tool runs must still remove what it does
         try:
-            warnings = await self._alone(lambda: commands.apply(settings.rules, identity(settings)))
-        except commands.NetfilterError:
-            self.applied = before
+            warnings = await self._alone(lambda: commands.apply(settings.rules, proxy))
+        except (commands.NetfilterError, ValueError) as error:
+            # A note says that one family could not be put back: then something is there after all.
+            self.applied = before or bool(getattr(error, "__notes__", ()))
             raise
         for warning in warnings:
             _log.warning("%s", warning)

@@ -25,7 +25,7 @@ from proxy import descriptors, listeners
 from proxy.addresses import Address, resolve
 from proxy.admin import Gathered, serve_admin, serve_metrics
 from proxy.channel import Configure, Counters, Drain, Drained, Lines, LogLevel, Ready, Server, Start
-from proxy.configuration import SettingsError
+from proxy.configuration import SettingsError, check_together
 from proxy.exchange_log import ExchangeLog, ExchangeLogError
 from proxy.listeners import AddressError
 from proxy.live_rules import LiveRules
@@ -306,6 +306,7 @@ class Supervisor:
                 wanted = await asyncio.to_thread(self._read)
                 fixed = needs_restart(before, wanted)
                 after = keeping(before, wanted, fixed)
+                check_together(after)
                 if self._exchange_log is not None:
                     self._exchange_log.reopen(after.exchanges)
             except (SettingsError, ExchangeLogError) as error:
@@ -321,7 +322,8 @@ class Supervisor:
             await self._change_rules(before, after)
 
     async def _change_rules(self, before: Settings, after: Settings) -> None:
-        if (before.rules, before.mark) == (after.rules, after.mark) or not self._started:
+        same = (before.rules, before.mark) == (after.rules, after.mark)
+        if same or not self._started or self._stop.is_set():
             return
         self._rules_seen = (float("-inf"), [])
         if not after.rules.apply:
@@ -330,7 +332,7 @@ class Supervisor:
             return
         try:
             await self._rules.apply(after)
-        except NetfilterError as error:
+        except (NetfilterError, ValueError) as error:  # RuleError is one
             _log.error("the rules could not be changed, the old ones stay: %s", error)
 
     def _addresses_moved(self) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("iptables_work")
 
 ROOT = Path(__file__).parent.parent.parent
-RULES = "workers = 1\n[rules]\napply = true\ninbound_ports = [80]\n"
+RULES = "workers = 1\n[limits]\ndrain_seconds = 60\n[rules]\napply = true\ninbound_ports = [80]\n"
 QUESTION = b"GET /slow HTTP/1.1\r\nHost: server\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
 
@@ -78,10 +78,10 @@ def hosts() -> Iterator[tuple[Namespace, Namespace]]:
 class Redirecting:
     """ARCA on ``where``, with rules."""
 
-    def __init__(self, where: Namespace, directory: Path) -> None:
+    def __init__(self, where: Namespace, directory: Path, settings: str = RULES) -> None:
         self.where = where
         self.file = directory / "arca.toml"
-        self.file.write_text(RULES)
+        self.file.write_text(settings)
         self._errors = directory / "errors"
         with self._errors.open("wb") as errors:
             self.process: subprocess.Popen[bytes] = where.popen(
@@ -128,8 +128,12 @@ def test_a_running_exchange_gets_its_answer_after_sigterm_and_then_nothing_is_le
             until(lambda: "draining for" in arca.said)
             assert not arca.redirects()
             assert arca.chains()
+            arca.file.write_text(RULES.replace("80", "81"))
+            arca.process.send_signal(signal.SIGHUP)
+            until(lambda: "reloaded: rules.inbound_ports" in arca.said)
             slow.answer.set()
             assert hears(connection).endswith(b"slow")
+            assert not arca.redirects()
         assert arca.process.wait(PATIENCE) == 0
         assert not arca.chains()
 
@@ -167,6 +171,24 @@ def test_asked_twice_it_leaves_no_rules_either(hosts: tuple[Namespace, Namespace
             arca.process.terminate()
             assert arca.process.wait(PATIENCE) == 0
         assert not arca.chains()
+
+
+@pytest.mark.parametrize(
+    "settings", ['listen = ["127.0.0.1:15001"]\n', 'forward = ["127.0.0.1:7000=127.0.0.1:80"]\n']
+)
+def test_rules_that_would_lead_nowhere_are_not_switched_on_by_a_reload(
+    hosts: tuple[Namespace, Namespace], tmp_path: Path, settings: str
+) -> None:
+    _, server = hosts
+    arca = Redirecting(server, tmp_path, "workers = 1\n" + settings)
+    arca.file.write_text(RULES)
+    arca.process.send_signal(signal.SIGHUP)
+    until(lambda: "not reloaded, the old settings stay: " in arca.said)
+    assert "rules.apply asks for 0.0.0.0:15001 in it" in arca.said
+    assert not arca.chains()
+    arca.process.terminate()
+    assert arca.process.wait(PATIENCE) == 0
+    assert "rules removed" not in arca.said
 
 
 @pytest.mark.parametrize("variant", ["nft", "legacy"])

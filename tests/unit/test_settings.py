@@ -8,7 +8,7 @@ import pytest
 
 from netfilter.rules import RuleSettings
 from proxy.addresses import Address, Listener, parse_address, parse_forward
-from proxy.configuration import SettingsError, load, unknown_variables
+from proxy.configuration import SettingsError, check_together, load, unknown_variables
 from proxy.settings import Limits, Settings, changed, keeping, needs_restart
 
 if TYPE_CHECKING:
@@ -173,6 +173,21 @@ def test_rules_must_lead_to_where_somebody_listens(file: Path) -> None:
     )
     file.write_text('listen = [":1000"]\n[rules]\napply = true\nipv6 = false')
     assert load(file).rules.apply
+
+
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        (Settings(listen=("127.0.0.1:15001",)), "asks for 0.0.0.0:15001 in it"),
+        (Settings(listen=(), forward=("127.0.0.1:7000=127.0.0.1:80",)), "asks for 0.0.0.0:15001 in it"),
+    ],
+)
+def test_rules_may_not_lead_to_where_nobody_listens_before_a_restart(before: Settings, says: str) -> None:
+    after = Settings(rules=RuleSettings(apply=True, inbound_ports=(80,)))
+    check_together(after)
+    with pytest.raises(SettingsError, match=says) as caught:
+        check_together(keeping(before, after, needs_restart(before, after)))
+    assert str(caught.value).startswith("arca: with what stays until a restart: listen: ")
 
 
 def test_rules_need_a_mark(file: Path) -> None:
