@@ -438,6 +438,40 @@ def test_the_head_timeout_is_for_heads_alone(hasty: Carrier) -> None:
             opaque_server.hears(b"\xfe")
 
 
+def test_a_late_head_does_not_cost_the_answer_that_is_still_on_its_way(hasty: Carrier) -> None:
+    with undisturbed(hasty):
+        client, server = hasty.connect()
+        with client, server:
+            client.sends(GET)
+            server.hears(GET)
+            client.sends(GET[:10])
+            time.sleep(2.0)
+            server.sends(OK)
+            client.hears(OK)
+            client.heard_end()
+            assert b"HTTP/1.1 408 " in client.heard
+        answered, late = hasty.exchanges(client, 2)
+        assert verdict(answered) == ("ok", None)
+        assert verdict(late) == ("client", "stalled")
+        assert late["protocol"] == "http/1.1"
+
+
+def test_the_head_timeout_begins_with_the_head(hasty: Carrier) -> None:
+    """Not with the connection: one that was silent for longer has all of the time for its first request."""
+    with undisturbed(hasty):
+        client, server = hasty.connect()
+        with client, server:
+            time.sleep(1.6)
+            client.sends(GET[:2])
+            time.sleep(0.4)
+            client.sends(GET[2:])
+            server.hears(GET)
+            server.sends(OK)
+            client.hears(OK)
+        (exchange,) = hasty.exchanges(client)
+        assert verdict(exchange) == ("ok", None)
+
+
 # ---- too much
 
 
