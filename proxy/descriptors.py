@@ -18,14 +18,22 @@ def raise_limit() -> int:
     return hard
 
 
+def capacity(limit: int) -> int:
+    """How many connections a worker can carry with so many descriptors; at least one.
+
+    More are reset and counted, which is better than accept() failing with EMFILE: nobody is told of that, and
+    the connections wait in the listener's queue.
+    """
+    return max(1, (limit - RESERVE) // 2)
+
+
 def shortage(limit: int, max_connections: int) -> str | None:
     """What to tell the operator when ``limit`` is too low for one worker's share of connections."""
     needed = 2 * max_connections + RESERVE
     if limit >= needed:
         return None
-    carried = max(0, (limit - RESERVE) // 2)
     return (
-        f"a worker may open {limit} files, enough for {carried} of its {max_connections} connections: raise"
-        f" the hard limit to {needed} (systemd: LimitNOFILE={needed}; shell: ulimit -Hn {needed}) or lower"
-        " limits.max_connections"
+        f"a worker may open {limit} files, enough for {capacity(limit)} of its {max_connections} connections"
+        f" (more are reset): raise the hard limit to {needed} (systemd: LimitNOFILE={needed};"
+        f" shell: ulimit -Hn {needed}) or lower limits.max_connections"
     )

@@ -49,7 +49,10 @@ if TYPE_CHECKING:
 OWN_CELLS = -1  # the source under which the supervisor's own cells are merged; workers count from 0
 FAST_DEATH_SECONDS = 1.0
 FAST_DEATHS_MAX = 5  # in a row, before the proxy was ever ready: then it never will be
-GRACE_SECONDS = 2.0  # what a worker gets beyond its drain time to say good-bye
+# What a worker gets beyond its drain time: Interceptor.drain waits 2 s for the connections it cut, then the
+# last report must be written.
+GRACE_SECONDS = 5.0
+LOG_CLOSE_SECONDS = 2.0  # what the exchange log gets to write what it still has
 RULES_CHECK_SECONDS = 2.0  # how long an answer of iptables-save stays good for /ready
 
 _log = logging.getLogger("arca.supervisor")
@@ -95,6 +98,8 @@ class Supervisor:
         self._totals = Totals()
         self._cells = Cells()
         self._slots = [Slot(number) for number in range(settings.worker_count())]
+        # One worker's part of max_connections, rounded up; what it has descriptors for, if that is less.
+        self._share = -(-settings.limits.max_connections // len(self._slots))
         self._keepers: list[asyncio.Task[None]] = []
         self._rules = LiveRules()
         self._rules_seen: tuple[float, list[str]] = (float("-inf"), [])
@@ -145,8 +150,9 @@ class Supervisor:
     async def _start(self) -> None:
         settings = self._settings
         limit = descriptors.raise_limit()
-        if warning := descriptors.shortage(limit, self._share()):
+        if warning := descriptors.shortage(limit, self._share):
             _log.warning("%s", warning)
+        self._share = min(self._share, descriptors.capacity(limit))
         await self._open_listeners()
         if settings.exchanges:
             self._exchange_log = ExchangeLog(settings.exchanges, self._dropped_lines.add)
@@ -178,7 +184,7 @@ class Supervisor:
             asyncio.get_running_loop().remove_reader(self._watch.fileno())
             self._watch.close()
         if self._exchange_log is not None:
-            await asyncio.to_thread(self._exchange_log.close, GRACE_SECONDS)
+            await asyncio.to_thread(self._exchange_log.close, LOG_CLOSE_SECONDS)
         for site in self._sites:
             await site.cleanup()
         if self._keepers:
@@ -264,11 +270,7 @@ class Supervisor:
 
     def _start_of(self, slot: Slot) -> Start:
         drop_to = self._settings.user if os.geteuid() == 0 else None
-        return Start(self._settings, self._local_prefixes, slot.servers, self._share(), drop_to)
-
-    def _share(self) -> int:
-        """One worker's part of max_connections, rounded up."""
-        return -(-self._settings.limits.max_connections // len(self._slots))
+        return Start(self._settings, self._local_prefixes, slot.servers, self._share, drop_to)
 
     def _receive(self, slot: Slot, message: FromWorker) -> None:
         match message:

@@ -86,7 +86,7 @@ class Worker:
         self._interceptor.configure(settings, start.local_prefixes)
         for server in start.servers:
             self._servers.append(await self._serve(self._interceptor, server))
-        self._loop.call_later(REPORT_SECONDS, self._report)
+        self._loop.call_later(REPORT_SECONDS, self._report_regularly)
         # What start-up made lives as long as the process: no collection need ever look at it again.
         gc.collect()
         gc.freeze()
@@ -103,14 +103,18 @@ class Worker:
         if self._interceptor is not None:
             self._interceptor.configure(message.settings, message.local_prefixes)
 
+    def _report_regularly(self) -> None:
+        """Also while draining: a worker that is killed at the end of the drain should have told."""
+        self._report()
+        if not self.done.done():
+            self._loop.call_later(REPORT_SECONDS, self._report_regularly)
+
     def _report(self) -> None:
         if self._telemetry is not None:
             self._telemetry.flush()
         # In a full channel the cells are the better place to wait: there, waiting costs no memory.
         if not self.channel.full and (changes := self._cells.changes()):
             self.channel.send(Counters(changes))
-        if not self._draining:
-            self._loop.call_later(REPORT_SECONDS, self._report)
 
     def _send_lines(self, lines: bytes) -> None:
         dropped = self.channel.send_lines(lines)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
+from proxy.descriptors import RESERVE
 from proxy.listeners import listening_inodes
+from proxy.worker import REPORT_SECONDS
 from tests.system.processes import PATIENCE, Arca, Echo, command_line, free_port, until
 
 if TYPE_CHECKING:
@@ -99,6 +101,24 @@ def test_a_drain_lets_what_runs_go_on_and_takes_nothing_new(echo: Echo) -> None:
         began = time.monotonic()
         assert arca.ended() == 0
         assert time.monotonic() - began < 5  # well before drain_seconds: nothing is left to wait for
+
+
+def test_what_ends_during_a_drain_is_told_while_it_lasts(echo: Echo, tmp_path: Path) -> None:
+    log = tmp_path / "exchanges.jsonl"
+    environment = {"ARCA_LIMITS_DRAIN_SECONDS": "60"}
+    arguments = ("--workers", "1", "--exchanges", str(log))
+    with Forwarding(echo, *arguments, environment=environment).wait_ready() as arca, arca.connect() as stays:
+        with arca.connect() as ends:
+            assert echoes(stays)
+            assert echoes(ends)
+            arca.process.terminate()
+            until(lambda: not listening_inodes(Path("/proc/net/tcp").read_text(), arca.port))
+            time.sleep(3 * REPORT_SECONDS)  # so that no report begun before the drain can tell
+        until(lambda: log.read_bytes().count(b"\n") == 1)
+        until(lambda: arca.metric("arca_connections_active") == 1)
+        assert echoes(stays)
+        arca.process.terminate()
+        assert arca.ended() == 0
 
 
 def test_what_runs_longer_than_drain_seconds_is_closed(echo: Echo) -> None:
@@ -296,6 +316,21 @@ def test_workers_that_die_at_start_end_the_start_with_their_last_words(echo: Ech
         last = arca.said.splitlines()[-1]
         assert last.startswith("arca: workers end as soon as they start: (pid ")
         assert last.endswith("ended with exit status 3: no luck today")
+
+
+def test_more_connections_than_descriptors_are_reset_and_counted(echo: Echo) -> None:
+    limited = ("sh", "-c", f'ulimit -n {RESERVE + 2 * 8} && exec "$@"', "arca")
+    port = free_port()
+    forward = f"127.0.0.1:{port}=127.0.0.1:{echo.port}"
+    with contextlib.ExitStack() as stack:
+        arca = stack.enter_context(Arca("--workers", "1", "--forward", forward, wrapper=limited).wait_ready())
+        assert "enough for 8 of its 16384 connections" in arca.said
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE))
+            for _ in range(12)
+        ]
+        assert sum(echoes(client) for client in clients) == 8
+        until(lambda: arca.metric("arca_connections_refused_total") == 4)
 
 
 @needs_root
