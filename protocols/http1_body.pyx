@@ -13,6 +13,7 @@ from protocols.http1_head cimport (
 # chunk = chunk-size [ chunk-ext ] CRLF chunk-data CRLF; last-chunk, trailer-section, CRLF (section 7.1)
 cdef enum State:
     SIZE
+    BEFORE_EXTENSION
     EXTENSION
     SIZE_LF
     DATA
@@ -83,7 +84,18 @@ cdef Fault advance(Body* body, const unsigned char* p, Py_ssize_t n, Py_ssize_t*
             elif body.digits and c == c";":
                 state = EXTENSION
                 body.line = 0
+            elif body.digits and (c == c" " or c == c"\t"):
+                # The grammar counts white space before the semicolon to the extension: chunk-ext = *( BWS ";" ...
+                state = BEFORE_EXTENSION
+                body.line = 1
             else:
+                fault = BAD_CHUNK_SIZE
+                break
+        elif state == BEFORE_EXTENSION:
+            body.line += 1
+            if c == c";":
+                state = EXTENSION
+            elif not (c == c" " or c == c"\t") or body.line > MAX_EXTENSION:
                 fault = BAD_CHUNK_SIZE
                 break
         elif state == EXTENSION:

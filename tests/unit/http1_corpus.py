@@ -30,6 +30,7 @@ REQUESTS: Final[dict[str, bytes]] = {
     "chunked behind gzip": CHUNKED.replace(b"chunked", b"gzip, chunked") + b"1\r\na\r\n0\r\n\r\n",
     "chunk extension": CHUNKED + b"1;a=b\r\na\r\n0;c\r\n\r\n",
     "chunk extension in quotes": CHUNKED + b'1;a="b;c d"\r\na\r\n0\r\n\r\n',
+    "white space before a chunk extension": CHUNKED + b"1 \t;a=b\r\na\r\n0 ;c\r\n\r\n",
     "chunk size with leading zeros": CHUNKED + b"0001\r\na\r\n000\r\n\r\n",
     "trailers": CHUNKED + b"1\r\na\r\n0\r\nX: y\r\nZ: \r\n\r\n" + GET,
     "empty values and no white space": b"GET / HTTP/1.1\r\nHost:a\r\nX:\r\nY: \t\r\n\r\n",

@@ -178,6 +178,7 @@ LENGTH_AND_CODING = "h11 lets Transfer-Encoding win; which one wins is what smug
 CODING_IN_1_0 = "the oracle does not look at the version; RFC 9112 section 6.1 calls the framing faulty"
 ONLY_CHUNKED = "h11 knows no other coding; for ARCA the last one decides (RFC 9112 section 6.3)"
 EXTENSION = "h11 skips chunk extensions and does not look at their bytes"
+BWS = "the oracle takes no white space before a chunk extension; RFC 9112 section 7.1.1 has it parsed"
 EQUAL = "llhttp wants one Content-Length; equal ones are one (RFC 9112 section 6.3)"
 HOST = "h11 holds Host against RFC 9112 section 3.2; a missing one is for the server to answer"
 TARGET = "the oracle wants a target of ASCII, or that begins as a URL; its bytes do not touch the framing"
@@ -215,11 +216,13 @@ REQUEST_DIFFERENCES: Final[dict[tuple[str, str], str]] = {
     ): "h11 takes white space behind a chunk size; transparency.md wants only hex",
     ("h11", "chunk size of 17 digits"): LIMIT,
     ("h11", "chunk size over 64 bits"): "h11 counts in Python's integers; it wraps to 1 in 64 bits",
+    ("h11", "white space before a chunk extension"): BWS,
     ("h11", "chunk extension with a bare cr"): EXTENSION,
     ("h11", "chunk extension with a nul"): EXTENSION,
     ("h11", "trailer with a bare lf"): BARE_LF,
     ("h11", "trailer folded"): FOLDED,
     ("h11", "end of chunks with a bare lf"): BARE_LF,
+    ("httptools", "white space before a chunk extension"): BWS,
     ("httptools", "unknown method"): METHOD,
     ("httptools", "method in lower case"): METHOD,
     (

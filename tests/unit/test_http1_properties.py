@@ -89,7 +89,7 @@ fields = st.lists(st.tuples(token, value), max_size=4).map(
 payload = st.binary(max_size=40) | st.sampled_from(
     [b"GET / HTTP/1.1\r\n\r\n", b"0\r\n\r\n", b"\r\n", b"x" * 700]
 )
-extension = st.sampled_from([b"", b"", b";a", b";a=b", b';a="\t;\xff"', b"; "])
+extension = st.sampled_from([b"", b"", b";a", b" \t;a", b";a=b", b';a="\t;\xff"', b"; "])
 size_format = st.sampled_from([b"%x", b"%X", b"%04x", b"%016X"])
 
 

@@ -108,7 +108,7 @@ def test_every_interim_response_passes_in_its_order() -> None:
 
 def test_chunk_boundaries_extensions_and_trailers_stay() -> None:
     chunked = (
-        b'004;name="a;b"\r\nWiki\r\nA;x\r\n0123456789\r\n00000000000000Ff\r\n'
+        b'004;name="a;b"\r\nWiki\r\n1 \t; a=b\r\n-\r\nA;x\r\n0123456789\r\n00000000000000Ff\r\n'
         + b"x" * 255
         + b"\r\n0;last=1\r\nTrailer-One: 1\r\ntrailer-TWO:\t2 \r\nX-Empty:\r\n\r\n"
     )
