@@ -4,12 +4,18 @@ GET never changes anything; what does is POST. The whole surface is one table of
 is not in it is answered with a JSON error that says what is. Answers are bounded: no more than
 ``LIST_MAX`` items, and no waiting for a worker beyond ``ANSWER_SECONDS`` (a worker that did not answer is
 named in a header).
+
+Admin asks nobody who he is, so a browser on the same host must not be made to ask for somebody else:
+``_asked_by_its_owner`` refuses what a foreign page can send (a POST across sites, and a name of its own
+that it lets point here).
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
+from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
@@ -72,7 +78,7 @@ class _Endpoint(NamedTuple):
 
 async def serve_admin(proxy: Proxy, listening: socket.socket) -> web.AppRunner:
     """Serves the admin endpoints on ``listening`` until the answer's ``cleanup()``."""
-    return await _serve(_admin_endpoints(proxy), listening)
+    return await _serve(_admin_endpoints(proxy), listening, _asked_by_its_owner)
 
 
 async def serve_metrics(proxy: Proxy, listening: socket.socket) -> web.AppRunner:
@@ -85,27 +91,60 @@ async def serve_metrics(proxy: Proxy, listening: socket.socket) -> web.AppRunner
             body, content_type = await asyncio.to_thread(render, proxy.samples(), accept)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    return await _serve({"/metrics": _Endpoint("GET", metrics)}, listening)
+    return await _serve({"/metrics": _Endpoint("GET", metrics)}, listening, _asked_by_anybody)
 
 
-async def _serve(endpoints: dict[str, _Endpoint], listening: socket.socket) -> web.AppRunner:
+async def _serve(
+    endpoints: dict[str, _Endpoint], listening: socket.socket, check: Callable[[web.Request], None]
+) -> web.AppRunner:
     application = web.Application(client_max_size=1024)
-    application.router.add_route("*", "/{path:.*}", _dispatcher(endpoints))
+    application.router.add_route("*", "/{path:.*}", _dispatcher(endpoints, check))
     runner = web.AppRunner(application, access_log=None, keepalive_timeout=30, shutdown_timeout=1)
     await runner.setup()
     await web.SockSite(runner, listening).start()
     return runner
 
 
-def _dispatcher(endpoints: dict[str, _Endpoint]) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _dispatcher(
+    endpoints: dict[str, _Endpoint], check: Callable[[web.Request], None]
+) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def dispatch(request: web.Request) -> web.Response:
         try:
+            check(request)
             return await _endpoint_for(endpoints, request).answer(request)
         except _RefusalError as refusal:
             body = {"error": refusal.error, "allowed": refusal.allowed}
             return _json(body, status=refusal.status, headers=refusal.headers)
 
     return dispatch
+
+
+def _asked_by_anybody(request: web.Request) -> None:
+    """Metrics are read under whatever name Prometheus has for this host, and cannot be written."""
+
+
+def _asked_by_its_owner(request: web.Request) -> None:
+    """Raises _RefusalError on what no person or program on this host sends, but a page in its browser can."""
+    host = request.headers.get("Host", "")
+    if not all(_is_no_name(each) for each in request.headers.getall("Host", [])):
+        # A page's own name, made to point here (DNS rebinding): to the browser we are then the page's server.
+        raise _RefusalError(421, f"this is not {host[:100]}", "an IP address or localhost as Host")
+    if request.method in ("GET", "HEAD"):
+        return
+    # The Fetch standard: a POST carries Origin, and a form of another site sends one without asking first.
+    origin = request.headers.get("Origin", f"http://{host}")
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    if origin.lower() != f"http://{host}".lower() or site not in ("same-origin", "none"):
+        raise _RefusalError(403, "a page of another site may not ask for this", "no Origin but this host")
+
+
+def _is_no_name(host: str) -> bool:
+    """Whether a Host header names an address, or localhost, which no resolver gives to others (RFC 6761)."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def _endpoint_for(endpoints: dict[str, _Endpoint], request: web.Request) -> _Endpoint:

@@ -195,6 +195,58 @@ def test_a_wrong_log_level_is_told(proxy: FakeProxy, body: bytes) -> None:
     assert proxy.levels == []
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "https://127.0.0.1:15000", "Host": "127.0.0.1:15000"},
+        {"Origin": "http://127.0.0.1:8080", "Host": "127.0.0.1:15000"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_a_page_of_another_site_changes_nothing(proxy: FakeProxy, headers: dict[str, str]) -> None:
+    for target in ("/drain", "/log-level?level=debug"):
+        answered = ask(proxy, target, "POST", headers=headers)
+        assert answered.status == 403
+        assert isinstance(answered.json, dict)
+        assert answered.json["error"] == "a page of another site may not ask for this"
+    assert (proxy.stopped, proxy.levels) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "127.0.0.1:15000", "Origin": "http://127.0.0.1:15000", "Sec-Fetch-Site": "same-origin"},
+        {"Host": "LocalHost:15000", "Origin": "http://localhost:15000"},
+        {"Host": "[::1]:15000", "Sec-Fetch-Site": "none"},
+        {"Host": "10.1.2.3"},
+    ],
+)
+def test_its_own_page_and_every_program_may_ask(proxy: FakeProxy, headers: dict[str, str]) -> None:
+    assert ask(proxy, "/log-level?level=debug", "POST", headers=headers).status == 200
+    assert ask(proxy, "/ready", headers=headers).status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:15000", "127.0.0.1.evil.example", "localhost.evil.example", "[::1"]
+)
+@pytest.mark.parametrize(("method", "target"), [("GET", "/config"), ("POST", "/drain")])
+def test_a_name_that_points_here_is_not_served(proxy: FakeProxy, host: str, method: str, target: str) -> None:
+    answered = ask(proxy, target, method, headers={"Host": host})
+    assert answered.status == 421
+    assert answered.json == {
+        "error": f"this is not {host}",
+        "allowed": "an IP address or localhost as Host",
+    }
+    assert proxy.stopped == 0
+
+
+def test_metrics_are_served_under_any_name(proxy: FakeProxy) -> None:
+    assert ask(proxy, "/metrics", headers={"Host": "node7.example"}, metrics=True).status == 200
+
+
 def test_stats_are_the_totals(proxy: FakeProxy) -> None:
     cells = Cells()
     cells.counter("arca_connections_total", "tcp", "inbound").add(3)
