@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from netfilter.plan import detached, differences, plan, snapshot
+from netfilter.plan import detached, differences, notes, plan, snapshot
 from netfilter.render import NOTHING, Family, ProxyIdentity, RuleSet, rule_set
 from netfilter.rules import RuleSettings
 
@@ -76,6 +76,15 @@ def check(settings: RuleSettings, proxy: ProxyIdentity) -> list[str]:
         f"IPv{family.value} {difference}"
         for family in _usable_families()
         for difference in differences(_save(family), rule_set(settings, proxy, family))
+    ]
+
+
+def remarks(settings: RuleSettings, proxy: ProxyIdentity) -> list[str]:
+    """What is no difference but worth knowing of the live rules, a sentence each; otherwise as `check`."""
+    return [
+        f"IPv{family.value} {note}"
+        for family in _usable_families()
+        for note in notes(_save(family), rule_set(settings, proxy, family))
     ]
 
 

@@ -71,7 +71,7 @@ def plan(save: str, wanted: RuleSet, family: Family) -> str:
     To take out all that is ours, want NOTHING.
     What stays the same is not touched at all, so that counters and a person's `watch` survive a second apply.
     """
-    if not differences(save, wanted):
+    if not differences(save, wanted) and not notes(save, wanted):
         return ""
     live = parse(save)
     kept = {chain.name for chain in wanted.chains}
@@ -103,6 +103,19 @@ def differences(save: str, wanted: RuleSet) -> list[str]:
     ]
 
 
+def notes(save: str, wanted: RuleSet) -> list[str]:
+    """What a person may want to know although the rules are as wanted, a sentence each.
+
+    Others may put their rules before ours at any time (Docker does at its start); mostly it is harmless.
+    """
+    live = parse(save)
+    return [
+        f"{jump.builtin}: the jump to {_leads_to(jump.rule)} is not first; before it: {rules[0]}"
+        for jump in wanted.jumps
+        if jump.rule in (rules := live.rules.get(jump.builtin, ())) and rules[0] != jump.rule
+    ]
+
+
 def _jump_differences(live: NatTable, wanted: RuleSet) -> Iterator[str]:
     for jump in wanted.jumps:
         rules = live.rules.get(jump.builtin, ())
@@ -117,8 +130,6 @@ def _jump_differences(live: NatTable, wanted: RuleSet) -> Iterator[str]:
             )
         elif count > 1:
             yield f"{jump.builtin}: the jump to {to} is there {count} times"
-        elif rules[0] != jump.rule:
-            yield f"{jump.builtin}: the jump to {to} is not first; before it: {rules[0]}"
     for jump in live.own_jumps:
         if jump not in wanted.jumps:
             yield f"{jump.builtin}: a rule leads into our chains that is not configured: {jump.rule}"

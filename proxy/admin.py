@@ -54,6 +54,9 @@ class Proxy(Protocol):
     async def unready(self) -> list[str]:
         """Why the proxy is not ready; empty when it is."""
 
+    async def warnings(self) -> list[str]:
+        """What is worth a look although it is ready."""
+
     def samples(self) -> list[Sample]: ...
     async def gather(self, what: Topic, n: int, seconds: float) -> Gathered: ...
     def stop(self) -> None:
@@ -166,7 +169,8 @@ def _endpoint_for(endpoints: dict[str, _Endpoint], request: web.Request) -> _End
 def _admin_endpoints(proxy: Proxy) -> dict[str, _Endpoint]:
     async def ready(request: web.Request) -> web.Response:
         reasons = await proxy.unready()
-        return _json({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+        body = {"ready": not reasons, "reasons": reasons, "warnings": await proxy.warnings()}
+        return _json(body, status=503 if reasons else 200)
 
     async def live(request: web.Request) -> web.Response:
         return _json({"live": True})

@@ -133,13 +133,18 @@ def apply_rules(config: ConfigFile = None) -> None:
 
 @rules.command("check")
 def check_rules(config: ConfigFile = None) -> None:
-    """Compare the kernel's rules with the configuration; print what differs, and end with 1 if they do."""
+    """Compare the kernel's rules with the configuration; print what differs, and end with 1 if they do.
+
+    Rules of others that come before ARCA's are printed as a note, and are no difference.
+    """
     from netfilter import commands
 
     settings = _settings(config)
     differences = _in_kernel(lambda: commands.check(settings.rules, _identity(settings)))
     for difference in differences:
         print(difference)
+    for note in _in_kernel(lambda: commands.remarks(settings.rules, _identity(settings))):
+        print(f"note: {note}")
     raise typer.Exit(FAILED if differences else 0)
 
 

@@ -77,6 +77,13 @@ class LiveRules:
         except commands.NetfilterError as error:
             return [str(error)]
 
+    async def remarks(self, settings: Settings) -> list[str]:
+        """What is no difference but worth knowing; nothing when the rules cannot be read."""
+        try:
+            return await self._alone(lambda: commands.remarks(settings.rules, identity(settings)))
+        except commands.NetfilterError:
+            return []
+
     async def _alone(self, work: Callable[[], _T]) -> _T:
         async def locked() -> _T:
             async with self._lock:

@@ -75,6 +75,14 @@ class Death(NamedTuple):
     last_words: str
 
 
+class RulesSeen(NamedTuple):
+    """What the kernel's rules were like when they were last read, ``at`` time.monotonic()."""
+
+    at: float
+    differences: list[str]
+    remarks: list[str]
+
+
 class Slot:
     """The place of one worker: its sockets outlive each process that serves them."""
 
@@ -102,7 +110,7 @@ class Supervisor:
         self._share = -(-settings.limits.max_connections // len(self._slots))
         self._keepers: list[asyncio.Task[None]] = []
         self._rules = LiveRules()
-        self._rules_seen: tuple[float, list[str]] = (float("-inf"), [])
+        self._rules_seen = RulesSeen(float("-inf"), [], [])
         self._exchange_log: ExchangeLog | None = None
         self._dropped_lines = self._cells.counter("arca_dropped_records_total", "exchanges")
         self._sites: list[web.AppRunner] = []
@@ -327,7 +335,7 @@ class Supervisor:
         same = (before.rules, before.mark) == (after.rules, after.mark)
         if same or not self._started or self._stop.is_set():
             return
-        self._rules_seen = (float("-inf"), [])
+        self._rules_seen = RulesSeen(float("-inf"), [], [])
         if not after.rules.apply:
             # What is left goes at the end: connections that were redirected may live as long as we do.
             await self._rules.detach()
@@ -368,15 +376,20 @@ class Supervisor:
         elif not self._started:
             reasons.append("starting")
         elif self._settings.rules.apply:
-            reasons += await self._rule_differences()
+            reasons += [f"rules: {difference}" for difference in (await self._look_at_rules()).differences]
         return reasons
 
-    async def _rule_differences(self) -> list[str]:
-        at, found = self._rules_seen
-        if time.monotonic() - at > RULES_CHECK_SECONDS:
-            found = await self._rules.differences(self._settings)
-            self._rules_seen = (time.monotonic(), found)
-        return [f"rules: {difference}" for difference in found]
+    async def warnings(self) -> list[str]:
+        if not self._started or self._stop.is_set() or not self._settings.rules.apply:
+            return []
+        return [f"rules: {remark}" for remark in (await self._look_at_rules()).remarks]
+
+    async def _look_at_rules(self) -> RulesSeen:
+        if time.monotonic() - self._rules_seen.at > RULES_CHECK_SECONDS:
+            differences = await self._rules.differences(self._settings)
+            remarks = await self._rules.remarks(self._settings)
+            self._rules_seen = RulesSeen(time.monotonic(), differences, remarks)
+        return self._rules_seen
 
     def samples(self) -> list[Sample]:
         self._totals.merge(OWN_CELLS, self._cells.changes())

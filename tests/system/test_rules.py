@@ -483,9 +483,6 @@ def test_removing_takes_away_duplicated_and_altered_jumps_too(host: Namespace) -
             id="rule altered",
         ),
         pytest.param("-D PREROUTING 1", "the jump to ARCA_INBOUND is missing", id="jump deleted"),
-        pytest.param(
-            "-I PREROUTING 1 -p tcp -j ACCEPT", "is not first; before it: -p tcp -j ACCEPT", id="jump second"
-        ),
         pytest.param("-A PREROUTING -p tcp -j ARCA_INBOUND", "leads into our chains", id="jump added"),
         pytest.param("-N ARCA_OUTBOUND", "nothing of it is configured", id="chain added"),
     ],
@@ -502,6 +499,21 @@ def test_a_change_by_hand_is_noticed_and_applying_again_repairs_it(
     assert all(line.startswith("IPv4 " if tool == "iptables" else "IPv6 ") for line in differences)
     commands.apply(WEB, PROXY)
     assert commands.check(WEB, PROXY) == []
+
+
+@pytest.mark.parametrize("tool", ["iptables", "ip6tables"])
+def test_a_rule_of_others_before_ours_is_only_noted_and_applying_again_puts_ours_first(
+    host: Namespace, tool: str
+) -> None:
+    commands.apply(WEB, PROXY)
+    host.run(tool, "-t", "nat", *["-I", "PREROUTING", "1", "-p", "tcp", "-j", "ACCEPT"])
+    assert commands.check(WEB, PROXY) == []
+    (note,) = commands.remarks(WEB, PROXY)
+    assert note.startswith("IPv4 " if tool == "iptables" else "IPv6 ")
+    assert note.endswith("is not first; before it: -p tcp -j ACCEPT")
+    commands.apply(WEB, PROXY)
+    assert commands.remarks(WEB, PROXY) == []
+    host.run(tool, "-t", "nat", *["-D", "PREROUTING", "-p", "tcp", "-j", "ACCEPT"])
 
 
 def test_rules_that_are_not_there_are_reported(host: Namespace) -> None:

@@ -5,6 +5,7 @@ but ARCA's rules uses connection tracking (with the last of them the kernel stop
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -189,6 +190,21 @@ def test_rules_that_would_lead_nowhere_are_not_switched_on_by_a_reload(
     arca.process.terminate()
     assert arca.process.wait(PATIENCE) == 0
     assert "rules removed" not in arca.said
+
+
+def test_a_rule_of_others_before_ours_leaves_it_ready_with_a_warning(
+    hosts: tuple[Namespace, Namespace], tmp_path: Path
+) -> None:
+    _, server = hosts
+    arca = Redirecting(server, tmp_path)
+    server.run("iptables", "-t", "nat", "-I", "PREROUTING", "1", "-p", "udp", "-j", "ACCEPT")
+    ready = json.loads(server.run("curl", "-sf", "http://127.0.0.1:15000/ready").stdout)
+    note = "IPv4 PREROUTING: the jump to ARCA_INBOUND is not first; before it: -p udp -j ACCEPT"
+    assert ready == {"ready": True, "reasons": [], "warnings": [f"rules: {note}"]}
+    check = (sys.executable, "-m", "proxy.cli", "rules", "check", "-c", arca.file)
+    assert server.run(*check).stdout == f"note: {note}\n"
+    server.run("iptables", "-t", "nat", "-D", "PREROUTING", "2")
+    assert server.run(*check, check=False).returncode == 1
 
 
 @pytest.mark.parametrize("variant", ["nft", "legacy"])

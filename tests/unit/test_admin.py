@@ -36,6 +36,7 @@ class FakeProxy:
     def __init__(self) -> None:
         self.settings = Settings()
         self.reasons: list[str] = []
+        self.remarks: list[str] = []
         self.answers: list[bytes] = [b"[]"]
         self.missing: list[int] = []
         self.asked: list[tuple[str, int]] = []
@@ -45,6 +46,9 @@ class FakeProxy:
 
     async def unready(self) -> list[str]:
         return self.reasons
+
+    async def warnings(self) -> list[str]:
+        return self.remarks
 
     def samples(self) -> list[Sample]:
         return self.totals.samples()
@@ -93,14 +97,21 @@ def ask(
 
 
 def test_ready_is_200_when_nothing_is_missing(proxy: FakeProxy) -> None:
-    assert ask(proxy, "/ready")[::2] == (200, b'{"ready":true,"reasons":[]}\n')
+    assert ask(proxy, "/ready")[::2] == (200, b'{"ready":true,"reasons":[],"warnings":[]}\n')
+
+
+def test_ready_is_200_with_what_is_worth_a_look(proxy: FakeProxy) -> None:
+    proxy.remarks = ["rules: not first"]
+    answered = ask(proxy, "/ready")
+    assert answered.status == 200
+    assert answered.json == {"ready": True, "reasons": [], "warnings": ["rules: not first"]}
 
 
 def test_ready_is_503_with_the_reasons(proxy: FakeProxy) -> None:
     proxy.reasons = ["worker 1 is not ready"]
     answered = ask(proxy, "/ready")
     assert answered.status == 503
-    assert answered.json == {"ready": False, "reasons": ["worker 1 is not ready"]}
+    assert answered.json == {"ready": False, "reasons": ["worker 1 is not ready"], "warnings": []}
 
 
 def test_live_says_so_while_not_ready(proxy: FakeProxy) -> None:
