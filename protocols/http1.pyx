@@ -21,7 +21,7 @@ from protocols.exchange cimport (
     UPSTREAM_FAULT, UPSTREAM_FIN, WEBSOCKET,
 )
 from protocols.http1_body cimport CHUNKED, EMPTY, Framing, SIZED, UNTIL_CLOSE, advance, begin_body
-from protocols.http1_head cimport Field, MAX_BLOCK, NONE, NOT_HTTP, OWN_LINE, find_end, parse_request, parse_response
+from protocols.http1_head cimport Field, MAX_BLOCK, NONE, NOT_HTTP, OWN_LINE, UNASKED_101, find_end, parse_request, parse_response
 from protocols.trace_context cimport TraceContext, continue_trace, new_trace
 
 from http import HTTPStatus
@@ -388,6 +388,8 @@ cdef class Http1(Codec):
                 break
             if fault == NONE:
                 fault = parse_response(p + position, self.response_scan.position, &head)
+            if fault == NONE and head.status == 101 and self.strict and not exchange.tunnel:
+                fault = UNASKED_101
             if fault == NOT_HTTP and not self.strict:
                 self._fall_open("not_http", now)
                 break
@@ -430,7 +432,11 @@ cdef class Http1(Codec):
         cdef Framing framing
         if head.status == 101 or (exchange.method == b"CONNECT" and head.status < 300):
             self._pop(now)
-            if not self.over:
+            if self.over:
+                return
+            if not exchange.tunnel:
+                self._fall_open("unasked_101", now)
+            else:
                 self._hand_over(Opaque(WEBSOCKET if head.websocket else TCP, now), now)
             return
         if head.status == 204 or head.status == 304 or exchange.method == b"HEAD":

@@ -34,6 +34,7 @@ cdef enum Fault:
     BAD_CHUNK_END
     BAD_TRAILER
     TRAILERS_TOO_LARGE
+    UNASKED_101
 
 # Where the search for the end of a head stands; offsets count from the head's first byte.
 cdef struct Scan:

@@ -40,6 +40,7 @@ FAULTS = {
     BAD_CHUNK_END: (400, "chunk data is not followed by CR LF: its size was wrong"),
     BAD_TRAILER: (400, "malformed trailer field"),
     TRAILERS_TOO_LARGE: (431, "trailers over 60 KiB or 100 fields"),
+    UNASKED_101: (502, "101 Switching Protocols to a request that asked for no upgrade"),
 }
 
 

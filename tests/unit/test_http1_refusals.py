@@ -528,6 +528,26 @@ def test_bytes_behind_a_response_that_came_early_are_unsolicited() -> None:
     talk.exchange(status=200, end=End.COMPLETE, request_complete=False)
 
 
+def test_an_upgrade_that_nobody_asked_for_is_carried_unread_and_counted() -> None:
+    switching = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+    talk = asked().upstream(switching + b"\r\n\x81").to_downstream(switching + GIVEN_BACK + b"\r\n\x81")
+    talk.carried_on("unasked_101").exchange(status=101, end=End.COMPLETE, tunnel=False)
+    talk.downstream(b"\x00").to_upstream(b"\x00").ended(End.UPSTREAM_FIN).exchange(protocol=Protocol.TCP)
+
+
+def test_strict_refuses_an_upgrade_that_nobody_asked_for() -> None:
+    text = "101 Switching Protocols to a request that asked for no upgrade"
+    talk = strict().downstream(GET + GET).to_upstream(GET_SENT * 2).upstream(OK).to_downstream(OK_SENT)
+    talk.exchange(status=200).upstream(b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x81")
+    talk.refused(502, f"the upstream's response was refused: {text}", cause="protocol_error")
+    talk.exchange(status=502, end=End.UPSTREAM_FAULT, fault=text)
+    asking = b"GET / HTTP/1.1\r\nUpgrade: x\r\n"
+    talk = strict().downstream(asking + b"\r\n").to_upstream(asking + ADDED + b"\r\n")
+    granted = b"HTTP/1.1 101 Switching Protocols\r\n"
+    talk.upstream(granted + b"\r\n").to_downstream(granted + GIVEN_BACK + b"\r\n").carried_on(None)
+    talk.exchange(status=101, end=End.COMPLETE)
+
+
 def test_strict_refuses_what_is_not_http() -> None:
     strict().downstream(b"hello there\r\n").refused(400, NOT_HTTP).exchange(
         end=End.DOWNSTREAM_FAULT, method=b"hello", target=b"there", request_bytes=13, fault=NOT_HTTP
