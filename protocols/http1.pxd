@@ -19,6 +19,7 @@ cdef class Http1(Codec):
     cdef Ids ids
     cdef bint strict
     cdef bint over
+    cdef bint asked  # a request was read
     cdef tuple no_upstream
     cdef bytes last_authority
     cdef Exchange oldest

@@ -21,7 +21,7 @@ from protocols.exchange cimport (
     UPSTREAM_FAULT, UPSTREAM_FIN, WEBSOCKET,
 )
 from protocols.http1_body cimport CHUNKED, EMPTY, Framing, SIZED, UNTIL_CLOSE, advance, begin_body
-from protocols.http1_head cimport Field, MAX_BLOCK, NONE, NOT_HTTP, OWN_LINE, UNASKED_101, find_end, parse_request, parse_response
+from protocols.http1_head cimport BARE_LF, Field, MAX_BLOCK, NONE, NOT_HTTP, OWN_LINE, UNASKED_101, find_end, parse_request, parse_response
 from protocols.trace_context cimport TraceContext, continue_trace, new_trace
 
 from http import HTTPStatus
@@ -169,6 +169,9 @@ cdef class Http1(Codec):
                     break
                 if fault == NONE:
                     fault = parse_request(p + position, self.request_scan.position, &head)
+                if fault == NOT_HTTP and self.asked and p[position] == c"\n":
+                    # Behind a request it is an empty line, and the next request follows for whoever reads on.
+                    fault = BARE_LF
                 if fault == NOT_HTTP and not self.strict:
                     self._fall_open("not_http", now)
                     break
@@ -261,6 +264,7 @@ cdef class Http1(Codec):
             exchange.request_id = self.ids.uuid()
             out.add_line(b"X-Request-ID: ", exchange.request_id)
 
+        self.asked = True
         self._queue(exchange)
         begin_body(&self.request_body, CHUNKED if head.chunked else SIZED, head.content_length)
         self.request_state = BODY

@@ -72,12 +72,15 @@ cdef inline bint _is_version(const unsigned char* p) noexcept nogil:
 
 
 cdef Fault _check_first_line(const unsigned char* p, Py_ssize_t n, bint ended, Scan* scan, bint request) noexcept nogil:
-    """Can these ``n`` bytes be a first line, or, when it has not ``ended``, the beginning of one?"""
+    """Can these ``n`` bytes be a first line, or, when it has not ``ended``, the beginning of one?
+
+    A request line with tabs for its spaces is one: ``parse_request`` refuses it, for some servers read it.
+    """
     cdef Py_ssize_t i, length
     cdef const char* version = b"HTTP/1."
     if request:
         for i in range(n):
-            if p[i] == c" " and i:
+            if i and (p[i] == c" " or p[i] == c"\t"):
                 break
             if not TOKEN[p[i]] or i == MAX_METHOD:
                 scan.position = i + 1
@@ -95,7 +98,9 @@ cdef Fault _check_first_line(const unsigned char* p, Py_ssize_t n, bint ended, S
         if p[length - 1] == c"\r":
             length -= 1
         # Shortest: "G / HTTP/1.1"
-        if length < 12 or not _is_version(p + length - 8) or p[length - 9] != c" ":
+        if length < 12 or not _is_version(p + length - 8) or not (
+            p[length - 9] == c" " or p[length - 9] == c"\t"
+        ):
             scan.position = n
             return NOT_HTTP
     return NONE
@@ -330,8 +335,10 @@ cdef Fault parse_request(const unsigned char* p, Py_ssize_t n, Head* head) noexc
     """Read the ``n`` bytes of a complete request head into ``head``; ``find_end`` has seen its method."""
     cdef Py_ssize_t i = 0
     _reset(head, n)
-    while p[i] != c" ":
+    while TOKEN[p[i]]:
         i += 1
+    if p[i] != c" ":
+        return BAD_REQUEST_LINE
     head.method_length = i
     i += 1
     head.target = i
