@@ -3,8 +3,8 @@
 The grammar is RFC 9112 sections 2 to 6 and RFC 9110 section 5, read strictly: whatever two parsers could
 read differently is a fault. Nothing is copied and nothing is changed here; a ``Head`` holds offsets into
 the bytes that were given. No loop looks for the end of its bytes: each stops at a byte that it does not take,
-and ``find_end`` has seen that every line ends with CR LF. ``FAULTS`` is the whole list of what can be wrong, with the status that answers
-it and the sentence that tells the sender.
+and ``find_end`` has seen that every line ends with CR LF. ``FAULTS`` is the whole list of what can be wrong,
+with the status that answers it and the sentence that tells the sender.
 """
 
 from libc.string cimport memchr, memset
@@ -18,7 +18,10 @@ cdef enum:
 # Fault -> (status that answers a request with it, what is said).
 FAULTS = {
     NOT_HTTP: (400, "this is not HTTP/1: expected 'METHOD target HTTP/1.x'"),
-    BAD_REQUEST_LINE: (400, "malformed request line: expected 'METHOD target HTTP/1.x' with single spaces and no control characters"),
+    BAD_REQUEST_LINE: (
+        400,
+        "malformed request line: expected 'METHOD target HTTP/1.x' with single spaces and no control characters",
+    ),
     BAD_STATUS_LINE: (400, "malformed status line: expected 'HTTP/1.x NNN reason'"),
     BARE_LF: (400, "a line ends with a bare LF: lines must end with CR LF"),
     BARE_CR: (400, "a CR without LF in a line: lines must end with CR LF"),

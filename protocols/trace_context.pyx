@@ -99,7 +99,8 @@ cdef class TraceContext:
 
     ``traceparent`` is the value to send, or None where the one that came goes on as it is; ``in_place`` says
     that it takes the place of the one that came, and is not a line of its own. ``b3`` maps a lower-case header
-    name to its new value, or to None for a line to be dropped; headers that are not named in it pass. ``span_id`` is None where no span of ours was put on the wire.
+    name to its new value, or to None for a line to be dropped; headers that are not named in it pass.
+    ``span_id`` is None where no span of ours was put on the wire.
     """
 
 
