@@ -261,8 +261,8 @@ def test_an_end_of_the_server_reaches_a_client_that_is_sending(arca: Carrier, ho
         end(server, how)
         try:
             heard = client.heard_end()
-            # Closed with data unread, or while more arrives: a kernel resets such a connection itself. It tells
-            # that once, and the sending thread may have been the one that was told.
+            # Closed with data unread, or while more arrives: a kernel resets such a connection itself. It
+            # tells that once, and the sending thread may have been the one that was told.
             stop.set()
             sending.join()
             assert heard in (how, RST) or told

@@ -508,9 +508,11 @@ def test_connections_beyond_the_limit_are_reset_and_counted(tmp_path_factory: py
         until(lambda: sum(verdict(row) == ("proxy", "overload") for row in arca.logged()) == 50)
 
 
-def test_a_worker_without_descriptors_refuses_and_recovers(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_connections_beyond_the_descriptors_are_refused_and_it_recovers(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     directory = tmp_path_factory.mktemp("few")
-    with Carrier(directory, wrapper=("prlimit", "--nofile=100:100")) as arca, undisturbed(arca):
+    with Carrier(directory, wrapper=("prlimit", "--nofile=300:300")) as arca, undisturbed(arca):
         accepted: list[Peer] = []
         stop = threading.Event()
 
@@ -527,7 +529,7 @@ def test_a_worker_without_descriptors_refuses_and_recovers(tmp_path_factory: pyt
             with contextlib.suppress(OSError):
                 clients.append(arca.dial())
                 clients[-1].sends(GET)
-        time.sleep(0.5)
+        until(lambda: arca.metric("arca_connections_refused_total") > 100)
         for client in clients:
             client.closes()
         stop.set()
