@@ -36,7 +36,7 @@ class Ready(Struct, frozen=True, tag=True):
 
 
 class Counters(Struct, frozen=True, tag=True):
-    """Worker: what its cells counted since the last time."""
+    """Worker: what its cells counted since the last time, and, even when empty, that its loop turns."""
 
     changes: list[Change]
 

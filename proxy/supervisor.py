@@ -52,6 +52,7 @@ FAST_DEATHS_MAX = 5  # in a row, before the proxy was ever ready: then it never 
 # What a worker gets beyond its drain time: Interceptor.drain waits 2 s for the connections it cut, then the
 # last report must be written.
 GRACE_SECONDS = 5.0
+SILENT_SECONDS = 5.0  # ten reports: a worker that sends none for so long does not carry anything either
 LOG_CLOSE_SECONDS = 2.0  # what the exchange log gets to write what it still has
 RULES_CHECK_SECONDS = 2.0  # how long an answer of iptables-save stays good for /ready
 
@@ -91,6 +92,7 @@ class Slot:
         self.servers: list[Server] = []
         self.sockets: list[socket.socket] = []
         self.process: WorkerProcess | None = None
+        self.heard_at = 0.0  # when the last message came, time.monotonic()
 
     @property
     def ready(self) -> bool:
@@ -281,6 +283,7 @@ class Supervisor:
         return Start(self._settings, self._local_prefixes, slot.servers, self._share, drop_to)
 
     def _receive(self, slot: Slot, message: FromWorker) -> None:
+        slot.heard_at = time.monotonic()
         match message:
             case Ready():
                 _log.info("worker %d (pid %d) is ready", slot.number, message.pid)
@@ -371,6 +374,12 @@ class Supervisor:
 
     async def unready(self) -> list[str]:
         reasons = [f"worker {slot.number} is not ready" for slot in self._slots if not slot.ready]
+        since = time.monotonic() - SILENT_SECONDS
+        reasons += [
+            f"worker {slot.number} has been silent for {SILENT_SECONDS:g} s: its loop hangs"
+            for slot in self._slots
+            if slot.ready and slot.heard_at < since
+        ]
         if self._stop.is_set():
             reasons.append("draining")
         elif not self._started:

@@ -113,8 +113,9 @@ class Worker:
         if self._telemetry is not None:
             self._telemetry.flush()
         # In a full channel the cells are the better place to wait: there, waiting costs no memory.
-        if not self.channel.full and (changes := self._cells.changes()):
-            self.channel.send(Counters(changes))
+        # Without changes it is sent too: that it comes is how the supervisor knows that this loop turns.
+        if not self.channel.full:
+            self.channel.send(Counters(self._cells.changes()))
 
     def _send_lines(self, lines: bytes) -> None:
         dropped = self.channel.send_lines(lines)

@@ -304,6 +304,18 @@ def test_a_worker_that_does_not_answer_is_named_and_holds_nobody_up(echo: Echo) 
             os.kill(stopped, signal.SIGCONT)
 
 
+def test_a_worker_that_hangs_makes_it_unready_until_it_goes_on(echo: Echo) -> None:
+    with Forwarding(echo).wait_ready() as arca:
+        stopped = arca.workers()[0]
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            until(lambda: "has been silent for 5 s" in arca.get("/ready")[1])
+            assert not arca.ready()
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        until(arca.ready)
+
+
 def test_workers_that_die_at_start_end_the_start_with_their_last_words(echo: Echo, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
