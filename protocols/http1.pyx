@@ -21,7 +21,9 @@ from protocols.exchange cimport (
     UPSTREAM_FAULT, UPSTREAM_FIN, WEBSOCKET,
 )
 from protocols.http1_body cimport CHUNKED, EMPTY, Framing, SIZED, UNTIL_CLOSE, advance, begin_body
-from protocols.http1_head cimport BARE_LF, Field, MAX_BLOCK, NONE, NOT_HTTP, OWN_LINE, UNASKED_101, find_end, parse_request, parse_response
+from protocols.http1_head cimport (
+    BARE_LF, Field, MAX_BLOCK, NONE, NOT_HTTP, OWN_LINE, UNASKED_101, find_end, parse_request, parse_response,
+)
 from protocols.trace_context cimport TraceContext, continue_trace, new_trace
 
 from http import HTTPStatus

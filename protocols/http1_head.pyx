@@ -10,7 +10,8 @@ with the status that answers it and the sentence that tells the sender.
 from libc.string cimport memchr, memset
 
 cdef enum:
-    # With MAX_BLOCK and MAX_FIELDS the limits of transparency.md (Envoy's defaults are 60 KiB and 100 fields; nginx's line is 8 KiB).
+    # With MAX_BLOCK and MAX_FIELDS the limits of transparency.md (Envoy's defaults are 60 KiB and 100 fields;
+    # nginx's line is 8 KiB).
     MAX_LINE = 8 * 1024
     # No registered method is longer than 17 (IANA HTTP Method Registry).
     MAX_METHOD = 32
