@@ -81,7 +81,6 @@ cdef enum:
     # (uvloop's buffer), so a pair holds at most 2 x (64 + 256) KiB and one head.
     WRITE_HIGH = 64 * 1024
     WRITE_LOW = 16 * 1024
-    BACKLOG_HIGH = 64 * 1024
     RESCUE_READS = 64
     KEEPALIVE_IDLE = 120
     KEEPALIVE_INTERVAL = 30

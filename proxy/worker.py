@@ -9,7 +9,6 @@ the channel ends, the supervisor is gone: the worker drains as if asked, and end
 from __future__ import annotations
 
 import asyncio
-import encodings.idna  # noqa: F401  (each dial uses it; where Python lies may be closed to the worker's user)
 import gc
 import logging
 import os
