@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-OS_PACKAGES := gcc libc6-dev python3-dev python3-venv iptables iproute2 nginx-light curl
+OS_PACKAGES := gcc libc6-dev python3-dev python3-venv iptables iproute2 nginx-light curl nghttp2-client nghttp2-server
 BENCH_PACKAGES := wrk haproxy
 
 NATIVE := $(wildcard protocols/*.pyx protocols/*.pxd proxy/*.pyx proxy/*.pxd)

@@ -6,10 +6,13 @@ cdef enum Signal:
     REFUSED = 2      # `refusal` is to be carried out
     SUCCEEDED = 4    # `successor` takes over, with `held_request` and `held_response` fed to it first
     RESUMABLE = 8    # from_downstream(b"") would go on with what is held
+    REPLY = 16       # take_reply() has bytes for the very side that was just heard
+    EXCEEDED = 32    # `exceeded` has limits that a peer went over
 
 
 cdef class Refusal:
     cdef readonly bytes answer
+    cdef readonly bytes to_upstream
 
 
 cdef class Codec:
@@ -20,6 +23,8 @@ cdef class Codec:
     cdef readonly str fallback
     cdef readonly bint pause_downstream
     cdef readonly int in_flight
+    cdef readonly int in_flight_grpc
+    cdef public list exceeded
 
     cpdef bytes from_downstream(self, bytes data, double now)
     cpdef bytes from_upstream(self, bytes data, double now)
@@ -30,6 +35,11 @@ cdef class Codec:
     cpdef dial_failed(self, int error, int status, str cause, str text, double now)
     cpdef end(self, End how, int error, double now)
     cpdef bint awaits_head(self, double since)
+    cpdef bytes take_reply(self)
+    cpdef refuse_late_head(self, double now)
+    cpdef bytes farewell(self)
+    cpdef list running(self, double before)
+    cpdef str protocol_name(self)
 
 
 cdef class Opaque(Codec):

@@ -4,7 +4,8 @@ from protocols.exchange import End, Exchange, Protocol
 
 class Refusal:
     answer: bytes
-    def __init__(self, answer: bytes) -> None: ...
+    to_upstream: bytes
+    def __init__(self, answer: bytes, to_upstream: bytes = b"") -> None: ...
 
 class Codec:
     """What every protocol engine is to its caller.
@@ -12,13 +13,16 @@ class Codec:
     ``now`` is always the time of the monotonic clock, in seconds.
     """
 
-    signals: int  # bits: 1 finished, 2 refused, 4 succeeded, 8 resumable; cleared by the caller
+    # Bits: 1 finished, 2 refused, 4 succeeded, 8 resumable, 16 reply, 32 exceeded; cleared by the caller.
+    signals: int
     finished: Final[list[Exchange]]  # exchanges that ended, taken out by the caller
     refusal: Refusal | None
     successor: Codec | None
     fallback: str | None  # why the engine gave up, when it did
     pause_downstream: bool  # nothing more should be read from downstream for now
     in_flight: int  # exchanges begun and not ended
+    in_flight_grpc: int  # of them, those that are gRPC
+    exceeded: list[tuple[str, str]]  # (limit, side that went over it), taken out by the caller
 
     def from_downstream(self, data: bytes, now: float) -> bytes:
         """Take what downstream sent and return what is to go to upstream."""
@@ -49,6 +53,21 @@ class Codec:
 
     def awaits_head(self, since: float) -> bool:
         """Whether a request began before ``since`` and its head is not complete yet."""
+
+    def take_reply(self) -> bytes:
+        """Bytes for the very side that was just heard, behind everything that it was sent before."""
+
+    def refuse_late_head(self, now: float) -> None:
+        """The head that ``awaits_head`` told of has taken too long: end the connection with a refusal."""
+
+    def farewell(self) -> bytes:
+        """What downstream is told when its idle connection is about to be closed in order."""
+
+    def running(self, before: float) -> list[Exchange]:
+        """The exchanges in flight that began before ``before``, where a connection carries several."""
+
+    def protocol_name(self) -> str:
+        """One of PROTOCOL_NAMES."""
 
 class Opaque(Codec):
     exchange: Exchange

@@ -7,16 +7,20 @@ that ended, a refusal to carry out, a successor to hand the connection to. The c
 
 from protocols.exchange cimport COMPLETE, DIAL_FAILED, DOWNSTREAM_FIN, UPSTREAM_FIN, End, Exchange, Protocol
 
+from protocols.exchange import PROTOCOL_NAMES
+
 
 cdef class Refusal:
     """The end of a connection that an engine will not carry on.
 
     ``answer`` is what downstream is to be sent before its connection is closed; when it is empty there is
-    nothing left to say (the answer had begun) and the connection is cut. Upstream is cut in either case.
+    nothing left to say (the answer had begun) and the connection is cut. Upstream is cut in either case,
+    behind ``to_upstream``.
     """
 
-    def __cinit__(self, bytes answer):
+    def __cinit__(self, bytes answer, bytes to_upstream=b""):
         self.answer = answer
+        self.to_upstream = to_upstream
 
 
 cdef class Codec:
@@ -24,6 +28,7 @@ cdef class Codec:
 
     def __cinit__(self, *args, **kwargs):
         self.finished = []
+        self.exceeded = []
 
     cpdef bytes from_downstream(self, bytes data, double now):
         raise NotImplementedError
@@ -52,6 +57,21 @@ cdef class Codec:
     cpdef bint awaits_head(self, double since):
         return False
 
+    cpdef bytes take_reply(self):
+        return b""
+
+    cpdef refuse_late_head(self, double now):
+        raise NotImplementedError
+
+    cpdef bytes farewell(self):
+        return b""
+
+    cpdef list running(self, double before):
+        return []
+
+    cpdef str protocol_name(self):
+        raise NotImplementedError
+
 
 cdef class Opaque(Codec):
     """Carries bytes untouched; the whole connection is one exchange that ends with ``end``."""
@@ -69,6 +89,9 @@ cdef class Opaque(Codec):
             self.exchange.first_byte = now
         self.exchange.response_bytes += len(data)
         return data
+
+    cpdef str protocol_name(self):
+        return PROTOCOL_NAMES[self.exchange.protocol]
 
     cpdef dial_failed(self, int error, int status, str cause, str text, double now):
         self.end(DIAL_FAILED, error, now)

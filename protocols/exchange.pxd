@@ -24,6 +24,20 @@ cpdef enum End:
     DRAINED = 11
     HEAD_TIMEOUT = 12
     INTERNAL = 13
+    DOWNSTREAM_RST_STREAM = 14
+    UPSTREAM_RST_STREAM = 15
+    UPSTREAM_GOAWAY = 16
+
+
+cdef class Rpc:
+    cdef public int status
+    cdef public bytes message
+    cdef public double timeout
+    cdef public unsigned long long request_messages
+    cdef public unsigned long long response_messages
+    cdef public bint compressed
+    cdef public double first_message
+    cdef public bint web
 
 
 cdef class Exchange:
@@ -31,6 +45,8 @@ cdef class Exchange:
     cdef public End end
     cdef public int status
     cdef public int error
+    cdef public unsigned int stream
+    cdef public long long stream_error
     cdef public bint sampled
     cdef public bint request_complete
     cdef public bint response_complete
@@ -44,6 +60,7 @@ cdef class Exchange:
     cdef public bytes parent_id
     cdef public str code
     cdef public str fault
+    cdef public Rpc rpc
     cdef public unsigned long long request_bytes
     cdef public unsigned long long response_bytes
     cdef public double connect

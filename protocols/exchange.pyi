@@ -32,6 +32,21 @@ class End(IntEnum):
     DRAINED = 11  # ARCA stopped before it was done
     HEAD_TIMEOUT = 12  # the configured head timeout passed
     INTERNAL = 13  # a defect of ARCA
+    DOWNSTREAM_RST_STREAM = 14  # downstream gave up this stream alone: ``stream_error`` says why
+    UPSTREAM_RST_STREAM = 15  # upstream did
+    UPSTREAM_GOAWAY = 16  # upstream announced that it did not and will not look at this stream
+
+class Rpc:
+    """What a gRPC call is beside the HTTP exchange that carries it."""
+
+    status: int  # grpc-status, -1 before or without one
+    message: bytes | None  # grpc-message, percent-decoded
+    timeout: float  # grpc-timeout in seconds, -1 without one
+    request_messages: int  # begun, complete or not
+    response_messages: int
+    compressed: bool  # a message of either side was
+    first_message: float  # monotonic seconds: the first byte of the first response message; -1 before it
+    web: bool  # gRPC-Web
 
 class Exchange:
     """One request with its response.
@@ -44,6 +59,8 @@ class Exchange:
     end: End
     status: int  # HTTP status, 0 before there is one
     error: int  # errno of the socket error that ended it, 0 if none
+    stream: int  # HTTP/2 stream, 0 elsewhere
+    stream_error: int  # code of the RST_STREAM or GOAWAY that ended it (RFC 9113 section 7), -1 if none did
     sampled: bool  # a span is to be recorded
     request_complete: bool
     response_complete: bool
@@ -56,6 +73,7 @@ class Exchange:
     span_id: bytes | None  # 16; the span that went on to upstream, None where the header passed as it came
     parent_id: bytes | None  # 16; the span that the request came from
     code: str | None  # the protocol's own result code, where it is not an HTTP status
+    rpc: Rpc | None  # of gRPC alone
     fault: str | None  # what was wrong with the bytes, in the parser's words
     request_bytes: int
     response_bytes: int

@@ -11,6 +11,17 @@ cimport cython
 PROTOCOL_NAMES = ("http/1.0", "http/1.1", "http/2", "grpc", "thrift", "mqtt", "websocket", "tls", "tcp")
 
 
+@cython.no_gc
+@cython.freelist(256)
+cdef class Rpc:
+    """What gRPC says beside HTTP; see ``exchange.pyi``."""
+
+    def __cinit__(self):
+        self.status = -1
+        self.timeout = -1.0
+        self.first_message = -1.0
+
+
 # Exchanges are queued in one direction and never form a cycle: the collector need not know them.
 @cython.no_gc
 @cython.freelist(256)
@@ -21,6 +32,7 @@ cdef class Exchange:
         self.protocol = protocol
         self.started = started
         self.end = COMPLETE
+        self.stream_error = -1
         self.connect = -1.0
         self.first_byte = -1.0
         self.ended = -1.0

@@ -1,18 +1,9 @@
+from protocols.assembly cimport Assembly
 from protocols.codec cimport Codec
 from protocols.exchange cimport End, Exchange
 from protocols.http1_body cimport Body
 from protocols.http1_head cimport Fault, Head, Scan
 from protocols.trace_context cimport Ids, TraceContext
-
-
-# Bytes on their way to the other side, put together from pieces; one for the process, used within one call.
-cdef class Assembly:
-    cdef char* bytes
-    cdef Py_ssize_t length
-    cdef Py_ssize_t room
-
-    cdef int add(self, const void* piece, Py_ssize_t n) except -1
-    cdef int add_line(self, const char* name, bytes value) except -1
 
 
 cdef class Http1(Codec):

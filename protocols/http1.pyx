@@ -12,12 +12,12 @@ a byte that it could pass, except the head it has not seen the end of.
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memset
 
+from protocols.assembly cimport Assembly
 from protocols.codec cimport FINISHED, Opaque, REFUSED, RESUMABLE, Refusal, SUCCEEDED
 from protocols.exchange cimport (
-    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, HTTP_1_0, HTTP_1_1, TCP, UNREADABLE,
+    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, HEAD_TIMEOUT, HTTP_1_0, HTTP_1_1, TCP, UNREADABLE,
     UPSTREAM_FAULT, UPSTREAM_FIN, WEBSOCKET,
 )
 from protocols.http1_body cimport CHUNKED, EMPTY, Framing, SIZED, UNTIL_CLOSE, advance, begin_body
@@ -51,30 +51,6 @@ _METHODS = {m: m for m in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNEC
 cdef bytes GET = next(m for m in _METHODS if m == b"GET")
 
 cdef Head head  # of the message being read; used up before the call returns
-
-
-cdef class Assembly:
-    cdef int add(self, const void* piece, Py_ssize_t n) except -1:
-        cdef Py_ssize_t room
-        cdef void* grown
-        if self.length + n > self.room:
-            room = max(2 * self.room, self.length + n, 16 * 1024)
-            grown = PyMem_Realloc(self.bytes, room)
-            if grown == NULL:
-                raise MemoryError
-            self.bytes = <char*>grown
-            self.room = room
-        memcpy(self.bytes + self.length, piece, n)
-        self.length += n
-        return 0
-
-    cdef int add_line(self, const char* name, bytes value) except -1:
-        self.add(name, len(name))
-        self.add(PyBytes_AS_STRING(value), len(value))
-        return self.add(b"\r\n", 2)
-
-    def __dealloc__(self):
-        PyMem_Free(self.bytes)
 
 
 cdef Assembly assembly = Assembly()
@@ -655,6 +631,14 @@ cdef class Http1(Codec):
         cdef bytearray held = self.held_response
         self.held_response = None
         return b"" if held is None else bytes(held)
+
+    cpdef refuse_late_head(self, double now):
+        self.end(HEAD_TIMEOUT, 0, now)
+        self.refusal = Refusal(answer(408, "the request head did not arrive within limits.head_timeout_seconds"))
+        self.signals |= REFUSED
+
+    cpdef str protocol_name(self):
+        return "http/1.1"
 
     cpdef bint awaits_head(self, double since):
         return (

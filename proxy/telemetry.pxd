@@ -1,5 +1,5 @@
+from protocols.assembly cimport Assembly
 from protocols.exchange cimport Exchange
-from protocols.http1 cimport Assembly
 from proxy.cells cimport Counter, Gauge, Histogram
 
 

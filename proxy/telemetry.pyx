@@ -14,8 +14,8 @@ import msgspec
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport strlen
 
+from protocols.assembly cimport Assembly
 from protocols.exchange cimport COMPLETE, Exchange
-from protocols.http1 cimport Assembly
 from proxy.cells cimport Counter, Histogram
 from proxy.verdicts cimport decide
 

@@ -1,0 +1,29 @@
+"""Bytes on their way out, put together from pieces in one buffer that is kept and grows as needed."""
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.string cimport memcpy
+
+
+cdef class Assembly:
+    cdef int add(self, const void* piece, Py_ssize_t n) except -1:
+        cdef Py_ssize_t room
+        cdef void* grown
+        if self.length + n > self.room:
+            room = max(2 * self.room, self.length + n, 16 * 1024)
+            grown = PyMem_Realloc(self.bytes, room)
+            if grown == NULL:
+                raise MemoryError
+            self.bytes = <char*>grown
+            self.room = room
+        memcpy(self.bytes + self.length, piece, n)
+        self.length += n
+        return 0
+
+    cdef int add_line(self, const char* name, bytes value) except -1:
+        self.add(name, len(name))
+        self.add(PyBytes_AS_STRING(value), len(value))
+        return self.add(b"\r\n", 2)
+
+    def __dealloc__(self):
+        PyMem_Free(self.bytes)
