@@ -1,0 +1,1217 @@
+"""HTTP/2 and the gRPC on it, as a relay of frames.
+
+Frames go on as they came, each stream with its own id, and flow control stays the business of the two ends.
+Both directions' header blocks are decoded in the order of the wire; two kinds of block change on the way: the
+head of a request, to which ids are appended and in which trace headers are continued, and the head of its final
+response, which gives the request id back. What is appended is never indexed, and what is replaced keeps
+its size in the table (RFC 7541 section 4.1), so that the dynamic tables of the two ends stay each other's.
+
+Never held back: anything but a frame or a header block that is not complete. Never refused: what could be a peer's
+own way of doing HTTP/2; what cannot be followed is carried untouched from there. Floods are (see ``_exceed``).
+"""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.string cimport memcmp, memset
+
+from protocols.assembly cimport Assembly
+from protocols.codec cimport EXCEEDED, FINISHED, Opaque, REFUSED, REPLY, Refusal, SUCCEEDED
+from protocols.exchange cimport (
+    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, DOWNSTREAM_RST, DOWNSTREAM_RST_STREAM, End, Exchange, GRPC, HEAD_TIMEOUT,
+    HTTP_2, Rpc, TCP, UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_GOAWAY,
+    UPSTREAM_RST, UPSTREAM_RST_STREAM,
+)
+from protocols.grpc cimport (
+    ContentType, OTHER, WEB, WEB_TEXT, WebMessages, content_type, count_messages, percent_decoded, status_name,
+    status_of, timeout_seconds,
+)
+from protocols.hpack cimport Decoder, HpackFault, HpackField, INDEXED, INDEXING, SOUND, TABLE_TOO_LARGE, write_integer
+from protocols.trace_context cimport Ids, TraceContext, continue_trace, new_trace
+
+from protocols import http2_answers as answers
+from protocols.hpack import FAULTS as HPACK_FAULTS
+
+# RFC 9113 section 6
+cdef enum Frame:
+    DATA = 0
+    HEADERS = 1
+    PRIORITY = 2
+    RST_STREAM = 3
+    SETTINGS = 4
+    PUSH_PROMISE = 5
+    PING = 6
+    GOAWAY = 7
+    WINDOW_UPDATE = 8
+    CONTINUATION = 9
+
+cdef enum Flag:
+    END_STREAM = 0x1
+    ACK = 0x1
+    END_HEADERS = 0x4
+    PADDED = 0x8
+    HAS_PRIORITY = 0x20
+
+# RFC 9113 sections 6.5.2 and 7
+cdef enum:
+    SETTINGS_INITIAL_WINDOW_SIZE = 4
+    SETTINGS_MAX_FRAME_SIZE = 5
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+    CANCEL = 8
+    ENHANCE_YOUR_CALM = 11
+
+cdef enum:
+    FRAME_HEADER = 9
+    SMALLEST_MAX_FRAME = 16384    # every receiver takes these (section 4.2)
+    PREFACE_LENGTH = 24
+
+# Envoy's defaults (transparency.md).
+cdef enum:
+    MAX_LIST = 60 * 1024          # names and values of one header list
+    MAX_FIELDS = 100              # without pseudo-header fields: HTTP/1 has those in its first line
+    MAX_CONTINUATIONS = 512
+    MAX_EMPTY = 1                 # in a row
+    PRIORITIES_PER_STREAM = 100
+    UNANSWERED = 1000
+    RESET_WINDOW = 500
+cdef double PREMATURE_SECONDS = 1.0
+
+# Our own limits of what is kept.
+cdef enum:
+    MAX_BLOCK = 128 * 1024        # one encoded header block, collected until it is complete
+    MAX_STREAMS = 16384           # in flight on one connection
+    MAX_CUT = 100                 # streams that were ended by us and whose frames are dropped since
+    MAX_PENDING = 16 * 1024
+    MAX_KEPT = 1024 * 1024        # targets and ids of the streams in flight; beyond, MAX_KEPT_TEXT of each
+    MAX_KEPT_TEXT = 256
+    MAX_TARGET = 8 * 1024
+    MAX_TEXT = 1024
+    # What an ARCA on the way added must not make the next one refuse: see http1_head.pxd.
+    OWN_LINE = 80
+    MAX_OWN = 8 * OWN_LINE
+
+# Which part of an entry of the table differs between the two ends.
+cdef enum Diverged:
+    VALUE_DIFFERS = 1
+    NAME_DIFFERS = 2
+
+cdef enum Found:
+    COMPLETE_BLOCK
+    INCOMPLETE
+    BROKEN
+    TOO_MANY_FRAMES
+    TOO_MANY_EMPTY
+    TOO_LARGE
+
+cdef bytes PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_METHODS = {m: m for m in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")}
+
+# Each is used up within one call.
+cdef Assembly assembly = Assembly()
+cdef Assembly edited = Assembly()     # a header block that goes on in another form
+cdef Assembly fragments = Assembly()  # a header block that came in several frames
+
+
+cdef class Stream:
+    """One request with its response, while either is under way."""
+
+
+cdef class Lane:
+    def __cinit__(self, bint downstream):
+        self.downstream = downstream
+        self.decoder = Decoder()
+        # What the receiver allows is the receiver's to enforce: an encoder may only take what it knows is allowed.
+        self.decoder.set_limit(0xFFFFFFFF)
+        self.max_frame = SMALLEST_MAX_FRAME
+        self.preface = PREFACE_LENGTH if downstream else 0
+
+
+cdef inline unsigned int _u32(const unsigned char* p) noexcept nogil:
+    return (<unsigned int>p[0] << 24) | (<unsigned int>p[1] << 16) | (<unsigned int>p[2] << 8) | p[3]
+
+
+cdef inline bint _is(const unsigned char* name, Py_ssize_t length, const char* text, Py_ssize_t text_length) noexcept nogil:
+    return length == text_length and memcmp(name, text, length) == 0
+
+
+cdef Found _find_block(
+    const unsigned char* f, Py_ssize_t n, Py_ssize_t max_frame, int empty, Block* block
+) noexcept nogil:
+    """Find the end of the header block that begins with the frame at ``f``: RFC 9113 section 4.3.
+
+    ``empty`` is how many empty frames came right before it.
+    """
+    cdef Py_ssize_t at = 0, length, fragment, total = 0
+    cdef int flags
+    memset(block, 0, sizeof(Block))
+    while True:
+        if n - at < FRAME_HEADER:
+            return INCOMPLETE
+        length = (f[at] << 16) | (f[at + 1] << 8) | f[at + 2]
+        flags = f[at + 4]
+        if length > max_frame:
+            return BROKEN
+        if block.frames == 0:
+            block.type = f[at + 3]
+            block.flags = flags
+            block.stream = _u32(f + at + 5) & 0x7FFFFFFF
+            block.prefix = (1 if flags & PADDED else 0)
+            if block.type == PUSH_PROMISE:
+                block.prefix += 4
+            elif flags & HAS_PRIORITY:
+                block.prefix += 5
+            if length < block.prefix:
+                return BROKEN
+            if flags & PADDED:
+                if n - at <= FRAME_HEADER:
+                    return INCOMPLETE
+                block.padding = f[at + FRAME_HEADER]
+                if block.prefix + block.padding > length:
+                    return BROKEN
+            fragment = length - block.prefix - block.padding
+        else:
+            if f[at + 3] != CONTINUATION or (_u32(f + at + 5) & 0x7FFFFFFF) != block.stream:
+                return BROKEN
+            fragment = length
+        block.frames += 1
+        if block.frames - 1 > MAX_CONTINUATIONS:
+            return TOO_MANY_FRAMES
+        if fragment:
+            empty = 0
+        elif block.frames > 1 or not flags & END_STREAM or block.type == PUSH_PROMISE:
+            empty += 1
+            if empty > MAX_EMPTY:
+                return TOO_MANY_EMPTY
+        total += fragment
+        if total > MAX_BLOCK:
+            return TOO_LARGE
+        block.largest = max(block.largest, length)
+        at += FRAME_HEADER + length
+        if at > n:
+            return INCOMPLETE
+        if flags & END_HEADERS:
+            block.size = at
+            block.empty_frames = empty
+            if block.type == PUSH_PROMISE:
+                block.promised = _u32(f + FRAME_HEADER + block.prefix - 4) & 0x7FFFFFFF
+            return COMPLETE_BLOCK
+
+
+cdef int _write_frame_header(Assembly out, Py_ssize_t length, int kind, int flags, unsigned int stream) except -1:
+    cdef unsigned char header[9]
+    header[0] = length >> 16
+    header[1] = (length >> 8) & 0xFF
+    header[2] = length & 0xFF
+    header[3] = kind
+    header[4] = flags
+    header[5] = stream >> 24
+    header[6] = (stream >> 16) & 0xFF
+    header[7] = (stream >> 8) & 0xFF
+    header[8] = stream & 0xFF
+    return out.add(header, 9)
+
+
+cdef int _write_block(Assembly out, const unsigned char* f, Block* block, Assembly fragment) except -1:
+    """The frames of ``block``, which came at ``f``, with ``fragment`` in them instead: in as many as it takes."""
+    cdef Py_ssize_t first = (f[0] << 16) | (f[1] << 8) | f[2]
+    cdef Py_ssize_t limit = max(<Py_ssize_t>SMALLEST_MAX_FRAME, block.largest)
+    cdef Py_ssize_t at = min(fragment.length, limit - block.prefix - block.padding), piece
+    cdef int flags = block.flags & ~END_HEADERS
+    if at == fragment.length:
+        flags |= END_HEADERS
+    _write_frame_header(out, block.prefix + at + block.padding, block.type, flags, block.stream)
+    out.add(f + FRAME_HEADER, block.prefix)
+    out.add(fragment.bytes, at)
+    out.add(f + FRAME_HEADER + first - block.padding, block.padding)
+    while at < fragment.length:
+        piece = min(fragment.length - at, limit)
+        _write_frame_header(out, piece, CONTINUATION, END_HEADERS if at + piece == fragment.length else 0, block.stream)
+        out.add(fragment.bytes + at, piece)
+        at += piece
+    return 0
+
+
+cdef int _write_string(Assembly out, const unsigned char* text, Py_ssize_t n) except -1:
+    """A string literal as it is, without Huffman (RFC 7541 section 5.2)."""
+    cdef unsigned char prefix[16]
+    out.add(prefix, write_integer(prefix, 7, 0, n))
+    return out.add(text, n)
+
+
+cdef int _write_plain(Assembly out, bytes name, bytes value) except -1:
+    """A literal without indexing, its name spelled out (RFC 7541 section 6.2.2)."""
+    out.add(b"\x00", 1)
+    _write_string(out, <const unsigned char*>PyBytes_AS_STRING(name), len(name))
+    return _write_string(out, <const unsigned char*>PyBytes_AS_STRING(value), len(value))
+
+
+cdef bytes _no_members(Py_ssize_t n):
+    """A tracestate of ``n`` octets without members: empty ones and white space are allowed (W3C section 3.3.1.1)."""
+    return b"," * n if n < 2 else b"," + b" " * (n - 2) + b","
+
+
+cdef object _asked(Stream stream):
+    cdef Exchange exchange = stream.exchange
+    grpc = None
+    if exchange.rpc is not None:
+        grpc = "application/grpc-web" if exchange.rpc.web else "application/grpc"
+    return answers.Asked(stream.id, exchange.method, exchange.request_id, grpc, exchange.request_complete)
+
+
+cdef class Http2(Codec):
+    """The engine of one connection; see ``codec.pyi`` for its methods.
+
+    ``ids`` gives new ids and the sampling rate. With ``strict`` what cannot be followed is refused, not carried.
+    """
+
+    def __init__(self, Ids ids, bint strict = False):
+        self.ids = ids
+        self.strict = strict
+        self.down = Lane(True)
+        self.up = Lane(False)
+        self.down.other = self.up
+        self.up.other = self.down
+        self.streams = {}
+        self.cut = set()
+        self.goaway_last = -1
+        self.initial_window = 65535
+
+    cdef upgraded(self, Exchange exchange):
+        """The request that came as HTTP/1 with ``Upgrade: h2c`` is stream 1 (RFC 7540 section 3.2)."""
+        cdef Stream stream = Stream.__new__(Stream)
+        stream.id = self.last_stream = 1
+        stream.exchange = exchange
+        exchange.stream = 1
+        exchange.request_complete = True
+        if exchange.protocol != GRPC:
+            exchange.protocol = HTTP_2
+        self.opened = 1
+        self.streams[1] = stream
+        self.in_flight = 1
+        self.in_flight_grpc = exchange.protocol == GRPC
+
+    cpdef str protocol_name(self):
+        return "http/2"
+
+    cpdef bytes from_downstream(self, bytes data, double now):
+        cdef bytes out = self._relay(self.down, data, now)
+        if self.no_upstream is not None and self.streams and not self.over:
+            self._answer_unreachable(now)
+        return out
+
+    cpdef bytes from_upstream(self, bytes data, double now):
+        return self._relay(self.up, data, now)
+
+    # -- frames --------------------------------------------------------------------------------------------
+
+    cdef bytes _relay(self, Lane lane, bytes data, double now):
+        cdef const unsigned char* p
+        cdef const unsigned char* f
+        cdef Py_ssize_t n, position = 0, copied = 0, used, length
+        cdef int kind, flags
+        cdef unsigned int stream
+        cdef bytearray owner = lane.held
+        cdef Assembly out = assembly
+        cdef Block block
+        cdef Found found
+
+        if self.over:
+            return b""
+        if owner is None:
+            p = <const unsigned char*>PyBytes_AS_STRING(data)
+            n = len(data)
+        else:
+            owner.extend(data)
+            p = <const unsigned char*>PyByteArray_AS_STRING(owner)
+            n = len(owner)
+        out.length = 0
+        if lane.preface:
+            position = self._preface(lane, p, n, now)
+
+        while position < n and not self.over:
+            if lane.passing:
+                if lane.padded:
+                    # The first octet of the payload says how much padding is at its end (section 6.1).
+                    lane.padded = False
+                    lane.padding = p[position]
+                    if lane.padding >= lane.passing:
+                        self._fault(lane, "frame", "padding longer than its DATA frame", now)
+                        break
+                    if lane.padding == lane.passing - 1 and not lane.ends_stream and not self._count_empty(lane, now):
+                        break
+                    used = 1
+                    if lane.stream is not None:
+                        self._count_bytes(lane, 1)
+                else:
+                    used = min(lane.passing, n - position)
+                    if lane.stream is not None:
+                        self._data(lane, p + position, used, now)
+                if lane.dropping:
+                    out.add(p + copied, position - copied)
+                    copied = position + used
+                lane.passing -= used
+                position += used
+                if lane.passing == 0:
+                    self._data_over(lane, now)
+                continue
+            if lane.pending is not None and lane.settled:
+                out.add(p + copied, position - copied)
+                copied = position
+                out.add(PyBytes_AS_STRING(lane.pending), len(lane.pending))
+                lane.pending = None
+            if n - position < FRAME_HEADER:
+                break
+            f = p + position
+            length = (f[0] << 16) | (f[1] << 8) | f[2]
+            kind = f[3]
+            flags = f[4]
+            stream = _u32(f + 5) & 0x7FFFFFFF
+            if not lane.settled and (kind != SETTINGS or stream or flags & ACK or length % 6):
+                self._fault(lane, "not_http2", "the first frame is not SETTINGS", now)
+                break
+            if length > lane.max_frame:
+                self._fault(lane, "frame", f"a frame of {length} octets, {lane.max_frame} are allowed", now)
+                break
+
+            if kind == DATA:
+                if stream == 0 or flags & PADDED and length == 0:
+                    self._fault(lane, "frame", "a DATA frame without a stream, or without its padding", now)
+                    break
+                lane.data_frames += 1
+                lane.ends_stream = flags & END_STREAM
+                lane.padded = flags & PADDED
+                lane.padding = 0
+                lane.passing = length
+                lane.stream = self.streams.get(stream)
+                if length:
+                    if not lane.padded:
+                        lane.empty_frames = 0
+                elif not lane.ends_stream and not self._count_empty(lane, now):
+                    break
+                if lane.stream is not None:
+                    self._count_bytes(lane, FRAME_HEADER)
+                elif stream in self.cut:
+                    lane.dropping = True
+                    lane.dropped = length
+                    out.add(p + copied, position - copied)
+                    copied = position + FRAME_HEADER
+                elif lane.downstream and stream > self.last_stream:
+                    self._fault(lane, "frame", "DATA on a stream that was never opened", now)
+                    break
+                position += FRAME_HEADER
+                if length == 0:
+                    self._data_over(lane, now)
+            elif kind == HEADERS or kind == PUSH_PROMISE:
+                if stream == 0 or kind == PUSH_PROMISE and lane.downstream:
+                    self._fault(lane, "frame", "a header block without a stream, or promised by a client", now)
+                    break
+                found = _find_block(f, n - position, lane.max_frame, lane.empty_frames, &block)
+                if found == INCOMPLETE:
+                    break
+                if found != COMPLETE_BLOCK:
+                    self._refuse_block(lane, found, now)
+                    break
+                lane.empty_frames = block.empty_frames
+                if self._headers(lane, f, &block, now):
+                    out.add(p + copied, position - copied)
+                    _write_block(out, f, &block, edited)
+                    copied = position + block.size
+                if self.over:
+                    break
+                position += block.size
+            elif kind > CONTINUATION:
+                # Of an extension: "implementations MUST ignore" (section 5.5), so both ends can have it.
+                lane.ends_stream = False
+                lane.passing = length
+                position += FRAME_HEADER
+            else:
+                if not _well_formed(kind, length, stream):
+                    self._fault(lane, "frame", "a frame of the wrong length, or on the wrong stream", now)
+                    break
+                if n - position < FRAME_HEADER + length:
+                    break
+                if not self._control(lane, f + FRAME_HEADER, length, kind, flags, stream, now):
+                    if self.over:
+                        break
+                    out.add(p + copied, position - copied)
+                    copied = position + FRAME_HEADER + length
+                position += FRAME_HEADER + length
+
+        if self.over and self.successor is None:
+            lane.held = None
+        elif position < n:
+            if owner is None or position:
+                lane.held = bytearray(p[position:n])
+                lane.held_since = now
+        elif owner is not None:
+            lane.held = None
+        if lane.pending is not None and lane.settled and lane.passing == 0 and not self.over:
+            out.add(p + copied, position - copied)
+            copied = position
+            out.add(PyBytes_AS_STRING(lane.pending), len(lane.pending))
+            lane.pending = None
+        if out.length == 0 and copied == 0:
+            if owner is None and position == n:
+                return data
+            return p[:position]
+        out.add(p + copied, position - copied)
+        return PyBytes_FromStringAndSize(out.bytes, out.length)
+
+    cdef Py_ssize_t _preface(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now):
+        """The client's first octets (section 3.4); answers how many of the ``n`` they are."""
+        cdef Py_ssize_t used = min(n, lane.preface)
+        if memcmp(p, PyBytes_AS_STRING(PREFACE) + PREFACE_LENGTH - lane.preface, used) != 0:
+            self._fault(lane, "not_http2", "the connection does not begin with the preface of HTTP/2", now)
+            return 0
+        lane.preface -= used
+        return used
+
+    cdef inline _count_bytes(self, Lane lane, Py_ssize_t n):
+        if lane.downstream:
+            lane.stream.exchange.request_bytes += n
+        else:
+            lane.stream.exchange.response_bytes += n
+
+    cdef bint _count_empty(self, Lane lane, double now) except -1:
+        """An empty frame that ends nothing; answers whether that may be."""
+        lane.empty_frames += 1
+        if lane.empty_frames <= MAX_EMPTY:
+            return True
+        self._exceed(lane, "empty_frames", f"more than {MAX_EMPTY} empty frame in a row", now)
+        return False
+
+    cdef _data(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now):
+        """``n`` octets of a DATA frame's payload, without the octet that tells its padding."""
+        cdef Stream stream = lane.stream
+        cdef Rpc rpc = stream.exchange.rpc
+        cdef Py_ssize_t content = min(n, lane.passing - lane.padding)
+        cdef int begun
+        cdef bint compressed = False
+        self._count_bytes(lane, n)
+        if rpc is None or content <= 0:
+            return
+        if lane.downstream:
+            if stream.web_request is not None:
+                begun = stream.web_request.read(p, content)
+                compressed = stream.web_request.compressed
+            else:
+                begun = count_messages(&stream.request, p, content, &compressed)
+            rpc.request_messages += begun
+        else:
+            if stream.web_response is not None:
+                begun = stream.web_response.read(p, content)
+                compressed = stream.web_response.compressed
+                if stream.web_response.status >= 0:
+                    rpc.status = stream.web_response.status
+                    rpc.message = stream.web_response.message
+            else:
+                begun = count_messages(&stream.response, p, content, &compressed)
+            if begun and rpc.first_message < 0:
+                rpc.first_message = now
+            rpc.response_messages += begun
+        if compressed:
+            rpc.compressed = True
+
+    cdef _data_over(self, Lane lane, double now):
+        """The frame whose payload was passed on is at its end."""
+        cdef Stream stream = lane.stream
+        lane.stream = None
+        if lane.dropping:
+            lane.dropping = False
+            if lane.dropped:
+                # The receiver never saw it, so only we can give its sender the connection's window back.
+                self._inject(lane.other, answers.window_update(lane.dropped))
+        elif lane.ends_stream and stream is not None:
+            self._side_ended(lane, stream, now)
+
+    cdef bint _control(
+        self, Lane lane, const unsigned char* p, Py_ssize_t length, int kind, int flags, unsigned int stream, double now
+    ) except -1:
+        """A complete frame that is not part of a message; answers whether it goes on."""
+        if kind == WINDOW_UPDATE:
+            lane.window_updates += 1
+            if lane.window_updates > 5 + 2 * (self.opened + 10 * lane.other.data_frames):
+                self._exceed(lane, "window_update", "WINDOW_UPDATE frames out of proportion to what they answer", now)
+                return False
+        elif kind == RST_STREAM:
+            return self._rst_stream(lane, stream, _u32(p), now)
+        elif kind == PING:
+            if flags & ACK:
+                lane.other.pings = max(0, lane.other.pings - 1)
+            else:
+                lane.pings += 1
+                if lane.pings > UNANSWERED:
+                    self._exceed(lane, "ping", f"more than {UNANSWERED} PING frames that wait for an answer", now)
+                    return False
+        elif kind == SETTINGS:
+            return self._settings(lane, p, length, flags, now)
+        elif kind == GOAWAY:
+            if not lane.downstream:
+                self._goaway(p, now)
+        else:
+            lane.priorities += 1
+            if lane.priorities > PRIORITIES_PER_STREAM * (1 + self.opened):
+                self._exceed(lane, "priority", f"more than {PRIORITIES_PER_STREAM} PRIORITY frames per stream", now)
+                return False
+        return True
+
+    cdef bint _settings(self, Lane lane, const unsigned char* p, Py_ssize_t length, int flags, double now) except -1:
+        cdef Py_ssize_t at
+        cdef int name
+        lane.settled = True
+        if flags & ACK:
+            lane.other.settings = max(0, lane.other.settings - 1)
+            return True
+        lane.settings += 1
+        if lane.settings > UNANSWERED:
+            self._exceed(lane, "settings", f"more than {UNANSWERED} SETTINGS frames that wait for an answer", now)
+            return False
+        for at in range(0, length, 6):
+            name = (p[at] << 8) | p[at + 1]
+            if name == SETTINGS_MAX_FRAME_SIZE:
+                # A smaller value counts for the other end only when it has heard of it: keep the larger one.
+                lane.other.max_frame = max(lane.other.max_frame, <Py_ssize_t>min(_u32(p + at + 2), <unsigned>0xFFFFFF))
+            elif name == SETTINGS_INITIAL_WINDOW_SIZE and lane.downstream:
+                self.initial_window = min(_u32(p + at + 2), <unsigned>0x7FFFFFFF)
+        return True
+
+    cdef _goaway(self, const unsigned char* p, double now):
+        """Upstream says which streams it has not looked at and never will (section 6.8)."""
+        cdef Stream stream
+        self.goaway_last = _u32(p) & 0x7FFFFFFF
+        self.goaway_code = _u32(p + 4)
+        for stream in list(self.streams.values()):
+            self._end_if_given_up(stream, now)
+
+    cdef _end_if_given_up(self, Stream stream, double now):
+        if 0 <= self.goaway_last < stream.id and stream.id & 1 and not stream.response_begun:
+            stream.exchange.stream_error = self.goaway_code
+            self._finish(stream, UPSTREAM_GOAWAY, now)
+
+    cdef bint _rst_stream(self, Lane lane, unsigned int id, unsigned int code, double now) except -1:
+        cdef Stream stream = self.streams.get(id)
+        cdef bint premature
+        if stream is None:
+            # Both ends of a stream that we cut were told already.
+            return id not in self.cut
+        if stream.exchange.response_complete:
+            # RFC 9113 section 8.1: what is left of the request is not wanted any more.
+            self._finish(stream, COMPLETE, now)
+            return True
+        premature = lane.downstream and not stream.response_begun and now - stream.exchange.started < PREMATURE_SECONDS
+        stream.exchange.stream_error = code
+        self._finish(stream, DOWNSTREAM_RST_STREAM if lane.downstream else UPSTREAM_RST_STREAM, now)
+        if premature:
+            self.premature += 1
+            if 2 * self.premature >= RESET_WINDOW:
+                self._exceed(lane, "rapid_reset", "too many requests reset before they could be answered", now)
+                return False
+        return True
+
+    # -- header blocks -------------------------------------------------------------------------------------
+
+    cdef bint _headers(self, Lane lane, const unsigned char* f, Block* block, double now) except -1:
+        """A complete header block; answers whether it goes on as ``edited`` says rather than as it came."""
+        cdef const unsigned char* p = f + FRAME_HEADER + block.prefix
+        cdef Py_ssize_t n = ((f[0] << 16) | (f[1] << 8) | f[2]) - block.prefix - block.padding
+        cdef Py_ssize_t at
+        cdef HpackFault fault
+        cdef Stream stream
+        cdef bint changed = False
+        if block.frames > 1:
+            fragments.length = 0
+            fragments.add(p, n)
+            at = n + block.prefix + block.padding + FRAME_HEADER
+            while at < block.size:
+                n = (f[at] << 16) | (f[at + 1] << 8) | f[at + 2]
+                fragments.add(f + at + FRAME_HEADER, n)
+                at += FRAME_HEADER + n
+            p = <const unsigned char*>fragments.bytes
+            n = fragments.length
+        fault = lane.decoder.decode(p, n)
+        if fault != SOUND:
+            self._fault(lane, "table_too_large" if fault == TABLE_TOO_LARGE else "hpack", HPACK_FAULTS[fault], now)
+            return False
+
+        stream = self.streams.get(block.stream)
+        if block.type == PUSH_PROMISE:
+            if block.promised & 1 or block.promised <= self.last_promised:
+                self._fault(lane, "frame", "a promise of a stream that is not the server's to open", now)
+                return False
+            self.last_promised = block.promised
+            self._open(block.promised, block.size, now)
+            if not self.over:
+                stream = self.streams[block.promised]
+                self._read_request(stream, lane)
+                stream.exchange.request_complete = True
+            return False
+        if lane.downstream and stream is None:
+            if block.stream <= self.last_stream:
+                return False  # behind the end of a stream that is over already
+            if not block.stream & 1:
+                self._fault(lane, "frame", "a stream that is not the client's to open", now)
+                return False
+            self.last_stream = block.stream
+            self._open(block.stream, block.size, now if lane.held is None else lane.held_since)
+            if self.over:
+                return False
+            stream = self.streams[block.stream]
+            own_fields, own_octets = self._read_request(stream, lane)
+            if not self._within_limits(lane, stream, own_fields, own_octets, now):
+                return False
+            changed = self._identify(stream, lane, p, n)
+        elif stream is None:
+            return False
+        elif lane.downstream:
+            stream.exchange.request_bytes += block.size
+            if not self._within_limits(lane, stream, 0, 0, now):
+                return False
+        else:
+            stream.exchange.response_bytes += block.size
+            # The next ARCA gives an id back which is not the server's to answer for.
+            if not self._within_limits(lane, stream, 1, OWN_LINE, now):
+                return False
+            if stream.response_begun:
+                self._read_status(stream, lane)
+            else:
+                changed = self._read_response(stream, lane, p, n, now)
+        if block.flags & END_STREAM:
+            self._side_ended(lane, stream, now)
+        elif lane.downstream:
+            self._end_if_given_up(stream, now)
+        return changed
+
+    cdef _open(self, unsigned int id, Py_ssize_t size, double now):
+        """A new stream, begun by a header block of ``size`` octets with its frames' headers."""
+        cdef Stream stream
+        cdef Exchange exchange
+        if self.in_flight >= MAX_STREAMS:
+            self._fall_open("too_many_streams", now)
+            return
+        stream = Stream.__new__(Stream)
+        exchange = Exchange.__new__(Exchange, HTTP_2, now)
+        stream.id = exchange.stream = id
+        stream.exchange = exchange
+        exchange.request_bytes = size
+        self.streams[id] = stream
+        self.opened += 1
+        self.in_flight += 1
+
+    cdef tuple _read_request(self, Stream stream, Lane lane):
+        """Note what a request's header list says. Answers how many of its fields, and of their octets, an ARCA
+        may have put there."""
+        cdef Exchange exchange = stream.exchange
+        cdef HpackField* field
+        cdef const unsigned char* name
+        cdef Py_ssize_t length, i, room, own_octets = 0
+        cdef int own_fields = 0, pseudo = 0
+        cdef bint traceparent = False, request_id = False
+        cdef ContentType announced = OTHER
+        cdef bytes timeout = None
+        room = MAX_TARGET if self.kept < MAX_KEPT else MAX_KEPT_TEXT
+        lane.trace_fields = False
+        for i in range(lane.decoder.count):
+            field = &lane.decoder.fields[i]
+            name = field.name
+            length = field.name_length
+            if length == 0:
+                continue
+            if name[0] == c":":
+                pseudo += 1
+                if _is(name, length, b":method", 7):
+                    exchange.method = field.value[:min(field.value_length, <Py_ssize_t>MAX_KEPT_TEXT)]
+                    exchange.method = _METHODS.get(exchange.method, exchange.method)
+                elif _is(name, length, b":path", 5):
+                    exchange.target = field.value[:min(field.value_length, room)]
+                elif _is(name, length, b":authority", 10):
+                    self._note_authority(exchange, field)
+                elif _is(name, length, b":protocol", 9):
+                    exchange.tunnel = True
+            elif length == 12:
+                if memcmp(name, b"x-request-id", 12) == 0:
+                    if not request_id:
+                        request_id = True
+                        exchange.request_id = field.value[:min(field.value_length, <Py_ssize_t>MAX_TEXT, room)]
+                        own_fields += 1
+                        own_octets += min(length + field.value_length, <Py_ssize_t>OWN_LINE)
+                elif memcmp(name, b"content-type", 12) == 0:
+                    announced = content_type(field.value, field.value_length)
+                elif memcmp(name, b"grpc-timeout", 12) == 0 and field.value_length < 16:
+                    timeout = field.value[:field.value_length]
+            elif length == 11 and memcmp(name, b"traceparent", 11) == 0:
+                lane.trace_fields = True
+                if not traceparent:
+                    traceparent = True
+                    own_fields += 1
+                    own_octets += min(length + field.value_length, <Py_ssize_t>OWN_LINE)
+            elif _is(name, length, b"tracestate", 10):
+                lane.trace_fields = True
+            elif _is(name, length, b"b3", 2) or length > 5 and memcmp(name, b"x-b3-", 5) == 0:
+                lane.trace_fields = True
+                own_octets += min(length + field.value_length, <Py_ssize_t>OWN_LINE)
+            elif length == 4 and exchange.authority is None and memcmp(name, b"host", 4) == 0:
+                self._note_authority(exchange, field)
+        exchange.tunnel = exchange.tunnel or exchange.method == b"CONNECT"
+        if announced != OTHER:
+            self._is_grpc(stream, announced, timeout)
+        self.kept += _kept(exchange)
+        return own_fields + pseudo, min(own_octets, <Py_ssize_t>MAX_OWN)
+
+    cdef _note_authority(self, Exchange exchange, HpackField* field):
+        cdef Py_ssize_t length = min(field.value_length, <Py_ssize_t>MAX_TEXT)
+        if self.last_authority is None or not _is(
+            field.value, length, PyBytes_AS_STRING(self.last_authority), len(self.last_authority)
+        ):
+            self.last_authority = field.value[:length]
+        exchange.authority = self.last_authority
+
+    cdef _is_grpc(self, Stream stream, ContentType announced, bytes timeout):
+        cdef Exchange exchange = stream.exchange
+        exchange.protocol = GRPC
+        exchange.rpc = Rpc()
+        exchange.rpc.web = announced == WEB or announced == WEB_TEXT
+        if exchange.rpc.web:
+            stream.web_request = WebMessages(announced == WEB_TEXT)
+            stream.web_response = WebMessages(announced == WEB_TEXT)
+        if timeout is not None:
+            exchange.rpc.timeout = timeout_seconds(timeout)
+        if exchange.target is not None:
+            exchange.method = exchange.target[1:] if exchange.target.startswith(b"/") else exchange.target
+        self.in_flight_grpc += 1
+
+    cdef bint _within_limits(self, Lane lane, Stream stream, int own_fields, Py_ssize_t own_octets, double now) except -1:
+        """Whether the list just decoded is no longer than allowed; if it is, its stream is ended."""
+        if lane.decoder.total - own_fields > MAX_FIELDS:
+            self._cut_stream(lane, stream, f"more than {MAX_FIELDS} header fields", now)
+            return False
+        if <long long>lane.decoder.list_size - own_octets > MAX_LIST:
+            self._cut_stream(lane, stream, f"a header list of more than {MAX_LIST // 1024} KiB", now)
+            return False
+        return True
+
+    cdef bint _identify(self, Stream stream, Lane lane, const unsigned char* block, Py_ssize_t n) except -1:
+        """Give the request its ids; answers whether that changed the block, which then is in ``edited``."""
+        cdef Exchange exchange = stream.exchange
+        cdef TraceContext trace
+        cdef bint changed = False
+        edited.length = 0
+        if lane.trace_fields:
+            trace = self._rewrite_trace(lane, block, n)
+            changed = edited.length != n or memcmp(edited.bytes, block, n) != 0
+        else:
+            trace = new_trace(self.ids)
+            edited.add(block, n)
+        if trace.traceparent is not None and not trace.in_place:
+            _write_plain(edited, b"traceparent", trace.traceparent)
+            changed = True
+        exchange.trace_id = trace.trace_id
+        exchange.span_id = trace.span_id
+        exchange.parent_id = trace.parent_id
+        exchange.sampled = trace.sampled
+        if exchange.request_id is None:
+            exchange.request_id = self.ids.uuid()
+            _write_plain(edited, b"x-request-id", exchange.request_id)
+            changed = True
+        return changed
+
+    cdef TraceContext _rewrite_trace(self, Lane lane, const unsigned char* block, Py_ssize_t n):
+        """Write the block to ``edited`` with its trace headers continued."""
+        cdef list traceparents = [], tracestates = [], found = []
+        cdef dict b3 = {}
+        cdef bytes name, value, became
+        cdef HpackField* field
+        cdef Py_ssize_t copied = 0, i
+        cdef TraceContext trace
+        cdef unsigned long long oldest
+        for i in range(lane.decoder.count):
+            field = &lane.decoder.fields[i]
+            if not 1 < field.name_length < 18:
+                continue
+            name = field.name[:field.name_length]
+            if name == b"traceparent":
+                traceparents.append(field.value[:field.value_length])
+            elif name == b"tracestate":
+                tracestates.append(field.value[:field.value_length])
+            elif name == b"b3" or name.startswith(b"x-b3-"):
+                b3.setdefault(name, field.value[:field.value_length])
+            else:
+                continue
+            found.append((i, name))
+        trace = continue_trace(self.ids, traceparents, tracestates, b3)
+        for i, name in found:
+            field = &lane.decoder.fields[i]
+            value = became = field.value[:field.value_length]
+            if name == b"traceparent":
+                if trace.traceparent is not None:
+                    became = trace.traceparent if trace.in_place else None
+            elif name == b"tracestate":
+                if not trace.keep_tracestate:
+                    became = None
+            elif trace.b3 is not None and name in trace.b3:
+                became = trace.b3[name]
+            edited.add(block + copied, field.start - copied)
+            copied = field.end
+            self._write_field(lane, block, field, name, value, became)
+        edited.add(block + copied, n - copied)
+        if lane.diverged:
+            oldest = lane.decoder.oldest()
+            lane.diverged = {entry: how for entry, how in lane.diverged.items() if entry >= oldest}
+        return trace
+
+    cdef _write_field(
+        self, Lane lane, const unsigned char* block, HpackField* field, bytes name, bytes value, bytes became
+    ):
+        """One trace header, which is to read ``became`` (None: is to vanish) at the other end, in a form that does to
+        the receiver's table what it did to the sender's."""
+        cdef int refers = lane.diverged.get(field.entry, 0) if lane.diverged and field.entry else 0
+        cdef bytes place
+        if field.kind == INDEXED:
+            if became is not None:
+                if became == value and not refers:
+                    edited.add(block + field.start, field.end - field.start)
+                else:
+                    _write_plain(edited, name, became)
+            return
+        if field.kind == INDEXING and (became is None or len(became) != len(value)):
+            if len(name) + len(value) < 10:
+                # Too short for the place holder: a b3 of one character, which says nothing but the decision.
+                became = value if became is None else became.split(b"-")[2] if len(value) == 1 else value
+                if len(became) != len(value):
+                    became = value
+            else:
+                # What it put into the table must be put there, in the same size, and say nothing.
+                place = _no_members(len(name) + len(value) - 10)
+                edited.add(b"\x40", 1)
+                _write_string(edited, b"tracestate", 10)
+                _write_string(edited, <const unsigned char*>PyBytes_AS_STRING(place), len(place))
+                self._diverge(lane, field, VALUE_DIFFERS | NAME_DIFFERS)
+                if became is not None:
+                    _write_plain(edited, name, became)
+                return
+        if became is None:
+            return
+        if refers & NAME_DIFFERS:
+            # The four bits of the kind stay; an index of 0 says that the name is spelled out.
+            edited.add(b"\x40" if field.kind == INDEXING else b"\x10" if block[field.start] & 0x10 else b"\x00", 1)
+            _write_string(edited, <const unsigned char*>PyBytes_AS_STRING(name), len(name))
+        else:
+            edited.add(block + field.start, field.value_start - field.start)
+        if became == value:
+            edited.add(block + field.value_start, field.end - field.value_start)
+            return
+        _write_string(edited, <const unsigned char*>PyBytes_AS_STRING(became), len(became))
+        if field.kind == INDEXING:
+            self._diverge(lane, field, VALUE_DIFFERS)
+
+    cdef _diverge(self, Lane lane, HpackField* field, int how):
+        if field.added:
+            if lane.diverged is None:
+                lane.diverged = {}
+            lane.diverged[field.added] = how
+
+    cdef bint _read_response(self, Stream stream, Lane lane, const unsigned char* block, Py_ssize_t n, double now) except -1:
+        """The head of a response, interim or final; answers whether it goes on as ``edited``."""
+        cdef Exchange exchange = stream.exchange
+        cdef HpackField* field
+        cdef Py_ssize_t i, room
+        cdef int status = 0
+        cdef bint identified = False
+        for i in range(lane.decoder.count):
+            field = &lane.decoder.fields[i]
+            if field.name_length == 7 and memcmp(field.name, b":status", 7) == 0:
+                if field.value_length == 3:
+                    status = (field.value[0] - c"0") * 100 + (field.value[1] - c"0") * 10 + (field.value[2] - c"0")
+            elif field.name_length == 12 and memcmp(field.name, b"x-request-id", 12) == 0:
+                identified = True
+        if 100 <= status < 200:
+            return False
+        stream.response_begun = True
+        exchange.first_byte = now
+        exchange.status = status if 0 < status < 1000 else 0
+        if exchange.rpc is not None:
+            self._read_status(stream, lane)
+        room = 0 if exchange.request_id is None else len(exchange.request_id)
+        if identified or room == 0 or room >= MAX_TEXT or (
+            room > OWN_LINE - 12 and lane.decoder.list_size + room + 12 > MAX_LIST
+        ):
+            return False
+        edited.length = 0
+        edited.add(block, n)
+        _write_plain(edited, b"x-request-id", exchange.request_id)
+        return True
+
+    cdef _read_status(self, Stream stream, Lane lane):
+        """What a gRPC call came to: in its trailers, or in the head of a response that has nothing else."""
+        cdef Rpc rpc = stream.exchange.rpc
+        cdef HpackField* field
+        cdef Py_ssize_t i
+        if rpc is None:
+            return
+        for i in range(lane.decoder.count):
+            field = &lane.decoder.fields[i]
+            if field.name_length == 11 and memcmp(field.name, b"grpc-status", 11) == 0:
+                rpc.status = status_of(field.value[:min(field.value_length, <Py_ssize_t>16)])
+            elif field.name_length == 12 and memcmp(field.name, b"grpc-message", 12) == 0:
+                rpc.message = percent_decoded(field.value[:min(field.value_length, <Py_ssize_t>(3 * MAX_TEXT))])
+
+    # -- ends ----------------------------------------------------------------------------------------------
+
+    cdef _side_ended(self, Lane lane, Stream stream, double now):
+        """END_STREAM: the request is complete, or the response."""
+        cdef Exchange exchange = stream.exchange
+        if lane.downstream:
+            exchange.request_complete = True
+        else:
+            exchange.response_complete = True
+        if exchange.response_complete and (exchange.request_complete or self.downstream_closed):
+            self._finish(stream, COMPLETE, now)
+        else:
+            self._end_if_given_up(stream, now)
+
+    cdef _finish(self, Stream stream, End how, double now):
+        cdef Exchange exchange = stream.exchange
+        del self.streams[stream.id]
+        self.in_flight -= 1
+        self.kept -= _kept(exchange)
+        if exchange.rpc is not None:
+            self.in_flight_grpc -= 1
+            if exchange.rpc.status >= 0:
+                exchange.code = status_name(exchange.rpc.status)
+        exchange.end = how
+        exchange.ended = now
+        self.finished.append(exchange)
+        self.signals |= FINISHED
+        self.closed += 1
+        if self.closed >= RESET_WINDOW:
+            self.closed = self.premature = 0
+
+    cdef _end_all(self, End how, int error, str fault, double now):
+        """Everything in flight ends; an exchange whose answer is complete ended well."""
+        cdef Stream stream
+        for stream in list(self.streams.values()):
+            if stream.exchange.response_complete:
+                self._finish(stream, COMPLETE, now)
+            else:
+                stream.exchange.error = error
+                stream.exchange.fault = fault
+                self._finish(stream, how, now)
+
+    cdef _end_connection(self, End how, int error, str fault, double now):
+        """As ``_end_all``, but where nothing was in flight the connection itself is the exchange that ended so."""
+        cdef Exchange exchange
+        if not self.streams:
+            exchange = Exchange.__new__(Exchange, HTTP_2, now)
+            exchange.end = how
+            exchange.error = error
+            exchange.fault = fault
+            exchange.ended = now
+            self.finished.append(exchange)
+            self.signals |= FINISHED
+        self._end_all(how, error, fault, now)
+
+    cpdef bytes downstream_eof(self, double now):
+        self.downstream_closed = True
+        return self._let_go(self.down)
+
+    cpdef bytes upstream_eof(self, double now):
+        cdef bytes rest
+        if self.over:
+            return b""
+        rest = self._let_go(self.up)
+        self._end_all(DOWNSTREAM_FIN if self.downstream_closed else UPSTREAM_FIN, 0, None, now)
+        return rest
+
+    cdef bytes _let_go(self, Lane lane):
+        """A frame that will never be complete is the receiver's to judge."""
+        cdef bytearray held = lane.held
+        lane.held = None
+        return b"" if held is None or self.over and self.successor is None else bytes(held)
+
+    cpdef bytes take_held_request(self):
+        return self._let_go(self.down)
+
+    cpdef bytes take_held_response(self):
+        return self._let_go(self.up)
+
+    cpdef end(self, End how, int error, double now):
+        if self.over:
+            return
+        if how == DOWNSTREAM_FIN or how == UPSTREAM_FIN or how == DOWNSTREAM_RST or how == UPSTREAM_RST:
+            self._end_all(how, error, None, now)
+        else:
+            self._end_connection(how, error, None, now)
+        self.down.held = self.up.held = None
+        self.over = True
+
+    cpdef list running(self, double before):
+        cdef Stream stream
+        return [stream.exchange for stream in self.streams.values() if stream.exchange.started < before]
+
+    cpdef bint awaits_head(self, double since):
+        return self.down.held is not None and self.down.held_since < since and not self.over
+
+    cpdef bytes farewell(self):
+        if not self.up.settled or self.up.passing or self.over:
+            return b""
+        return answers.goaway(self.last_stream, NO_ERROR, "the proxy on the way is going away", settings_first=False)
+
+    # -- what ARCA itself says -----------------------------------------------------------------------------
+
+    cpdef bytes take_reply(self):
+        cdef bytearray reply = self.reply
+        self.reply = None
+        return b"" if reply is None else bytes(reply)
+
+    cdef _inject(self, Lane lane, bytes frames):
+        """Put ``frames`` between two frames of a direction: that of the other side than the one being heard."""
+        if lane.settled and not lane.passing and lane.pending is None:
+            if self.reply is None:
+                self.reply = bytearray()
+            self.reply += frames
+            self.signals |= REPLY
+        else:
+            self._queue(lane, frames)
+
+    cdef _queue(self, Lane lane, bytes frames):
+        """Put ``frames`` behind the frame that is being passed on. More than fits here only an attack can cause."""
+        if lane.pending is None:
+            lane.pending = frames
+        elif len(lane.pending) < MAX_PENDING:
+            lane.pending += frames
+
+    cdef _cut_stream(self, Lane lane, Stream stream, str fault, double now):
+        """End one stream for a header list that is too long.
+
+        The block itself goes on, for it belongs to what the tables hold, with RST_STREAM behind it; downstream is
+        answered 431, or RESOURCE_EXHAUSTED in gRPC, if it has no answer yet.
+        """
+        cdef Exchange exchange = stream.exchange
+        cdef str side = "downstream" if lane.downstream else "upstream"
+        self.exceeded.append(("header_list", side))
+        self.signals |= EXCEEDED
+        exchange.fault = fault
+        if len(self.cut) >= MAX_CUT:
+            self._refuse(lane, ENHANCE_YOUR_CALM, f"{fault}, on more than {MAX_CUT} streams", now)
+            return
+        self.cut.add(stream.id)
+        if not lane.downstream:
+            self._queue(lane, answers.rst_stream(stream.id, INTERNAL_ERROR))
+            self._inject(lane.other, answers.rst_stream(stream.id, CANCEL))
+            self._finish(stream, UPSTREAM_FAULT, now)
+            return
+        self._queue(lane, answers.rst_stream(stream.id, CANCEL))
+        if stream.response_begun:
+            self._inject(lane.other, answers.rst_stream(stream.id, ENHANCE_YOUR_CALM))
+        else:
+            exchange.status = 431 if exchange.rpc is None else 200
+            if exchange.rpc is not None:
+                exchange.rpc.status = 8
+                exchange.rpc.message = fault.encode()
+            self._inject(lane.other, answers.refusal(_asked(stream), 431, 8, f"the request was refused: {fault}"))
+        self._finish(stream, DOWNSTREAM_FAULT, now)
+
+    cdef _refuse_block(self, Lane lane, int found, double now):
+        if found == TOO_MANY_FRAMES:
+            self._exceed(lane, "continuation", f"more than {MAX_CONTINUATIONS} CONTINUATION frames in one block", now)
+        elif found == TOO_MANY_EMPTY:
+            self._exceed(lane, "empty_frames", f"more than {MAX_EMPTY} empty frame in a row", now)
+        elif found == TOO_LARGE:
+            self._exceed(lane, "header_block", f"a header block of more than {MAX_BLOCK // 1024} KiB", now)
+        else:
+            self._fault(lane, "frame", "a header block whose frames do not fit together", now)
+
+    cdef _exceed(self, Lane lane, str limit, str text, double now):
+        """A flood: the connection ends, counted, with GOAWAY to the side that it came from."""
+        self.exceeded.append((limit, "downstream" if lane.downstream else "upstream"))
+        self.signals |= EXCEEDED
+        self._refuse(lane, ENHANCE_YOUR_CALM, text, now)
+
+    cdef _fault(self, Lane lane, str reason, str text, double now):
+        """What cannot be followed is carried on untouched; with ``strict``, refused."""
+        if self.strict:
+            self._refuse(lane, PROTOCOL_ERROR, text, now)
+        else:
+            self._fall_open(reason, now)
+
+    cdef _refuse(self, Lane lane, int code, str text, double now):
+        cdef bytes answer = b"", to_upstream = b""
+        self._end_connection(DOWNSTREAM_FAULT if lane.downstream else UPSTREAM_FAULT, 0, text, now)
+        # In the middle of a frame nothing can be said any more.
+        if not self.up.passing:
+            answer = (self.up.pending or b"") if self.up.settled else b""
+            answer += answers.goaway(
+                self.last_stream, code if lane.downstream else INTERNAL_ERROR, text, settings_first=not self.up.settled
+            )
+        if not lane.downstream and not self.down.passing:
+            to_upstream = answers.goaway(self.last_promised, code, text, settings_first=False)
+        self.refusal = Refusal(answer, to_upstream)
+        self.signals |= REFUSED
+        self.over = True
+
+    cdef _fall_open(self, str reason, double now):
+        """From here on the bytes are carried without being read."""
+        self._end_all(UNREADABLE, 0, None, now)
+        self.fallback = reason
+        self.successor = Opaque(TCP, now)
+        self.signals |= SUCCEEDED
+        self.over = True
+
+    cpdef refuse_late_head(self, double now):
+        self._end_connection(HEAD_TIMEOUT, 0, None, now)
+        self.refusal = Refusal(
+            b"" if self.up.passing else answers.goaway(
+                self.last_stream, ENHANCE_YOUR_CALM,
+                "the request head did not arrive within limits.head_timeout_seconds",
+                settings_first=not self.up.settled,
+            )
+        )
+        self.signals |= REFUSED
+        self.over = True
+
+    cpdef dial_failed(self, int error, int status, str cause, str text, double now):
+        if self.over:
+            return
+        self.no_upstream = (error, status, cause, text)
+        if self.streams:
+            self._answer_unreachable(now)
+
+    cdef _answer_unreachable(self, double now):
+        """Every request so far is answered in the place of an upstream that cannot be reached."""
+        cdef Stream stream
+        cdef list asked = []
+        error, status, cause, text = self.no_upstream
+        for stream in self.streams.values():
+            asked.append(_asked(stream))
+            if stream.exchange.rpc is None:
+                stream.exchange.status = status
+            else:
+                stream.exchange.status = 200
+                stream.exchange.rpc.status = 14
+                stream.exchange.rpc.message = text.encode()
+        self.refusal = Refusal(answers.unreachable(asked, status, cause, text, self.initial_window, self.last_stream))
+        self._end_all(DIAL_FAILED, error, None, now)
+        self.signals |= REFUSED
+        self.over = True
+
+
+cdef inline Py_ssize_t _kept(Exchange exchange):
+    """How many octets of its head an exchange keeps; none of them changes before it ends but a created id."""
+    return (0 if exchange.target is None else len(exchange.target)) + 64
+
+
+cdef inline bint _well_formed(int kind, Py_ssize_t length, unsigned int stream) noexcept nogil:
+    """RFC 9113 section 6: what lengths, and which stream, the frames may have that are no part of a message."""
+    if kind == SETTINGS:
+        return stream == 0 and length % 6 == 0
+    if kind == PING:
+        return stream == 0 and length == 8
+    if kind == GOAWAY:
+        return stream == 0 and length >= 8
+    if kind == WINDOW_UPDATE:
+        return length == 4
+    if kind == RST_STREAM:
+        return stream != 0 and length == 4
+    if kind == PRIORITY:
+        return stream != 0 and length == 5
+    return False  # CONTINUATION without the beginning of its block
