@@ -6,7 +6,7 @@ back only while they can still become a message that an engine would change, and
 or slow peer is awaited, never timed (precedent: linkerd2-proxy, linkerd/http/detect/src/lib.rs, which stalls
 for 10 s on a client that waits for the server to speak). An unknown method takes a whole request line to
 prove, so a text protocol of another kind can be held for as long as its first line looks like that, 8 KiB at
-most. A server that speaks first is not seen here: its connection is opaque, and the caller knows that first.
+most. A server that speaks first is opaque, unless it begins as HTTP/2 (gRPC servers do not await the client).
 
 Every rule reads from left to right and stops at the first byte that decides. So an answer other than HOLD or
 PASS is final: whatever follows, and however the bytes were cut, it stays the same.
@@ -44,6 +44,9 @@ _METHOD_BYTES: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
 _MAX_METHOD: Final = 32
 _NOT_TARGET: Final = bytes(range(33)) + b"\x7f"
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 section 3.4
+_SETTINGS: Final = 0x04  # frame type; one setting is 6 bytes (RFC 9113 section 6.5)
+_FRAME_HEADER: Final = 9
+_MAX_FRAME: Final = 1 << 14  # before SETTINGS allow larger ones, RFC 9113 section 4.2
 # The limits of the HTTP/1 engine: 32 empty lines before the request line, and that of 8 KiB.
 _MAX_EMPTY_LINES: Final = 64
 _MAX_LINE: Final = 8 * 1024
@@ -71,6 +74,19 @@ def recognise(first: bytes) -> Recognised:
             return _thrift_framed(first)
         case _:
             return _http(first)
+
+
+def recognise_server(first: bytes) -> Recognised:
+    """Say what a server speaks that was heard before its client was recognised: HTTP_2 or TCP.
+
+    An HTTP/2 server's first frame is SETTINGS, on stream 0 and no acknowledgement (RFC 9113 section 3.4). A few
+    bytes that are not yet a frame header are TCP: they may be the whole greeting that the client waits for.
+    """
+    if len(first) < _FRAME_HEADER:
+        return Recognised.TCP
+    length = int.from_bytes(first[:3])
+    proven = first[3] == _SETTINGS and not any(first[4:_FRAME_HEADER])
+    return Recognised.HTTP_2 if proven and length % 6 == 0 and length <= _MAX_FRAME else Recognised.TCP
 
 
 def _http(first: bytes) -> Recognised:

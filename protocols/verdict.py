@@ -27,9 +27,12 @@ class Cause(StrEnum):
 
     STATUS_4XX = "status_4xx"
     STATUS_5XX = "status_5xx"
+    GRPC_STATUS = "grpc_status"
     PROTOCOL_ERROR = "protocol_error"
     CLOSED_EARLY = "closed_early"
+    ABORTED = "aborted"
     CANCELED = "canceled"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
     STALLED = "stalled"
     CONNECT_REFUSED = "connect_refused"
     CONNECT_TIMEOUT = "connect_timeout"

@@ -63,6 +63,9 @@ def run(
     slow: Annotated[
         str | None, typer.Option(help="From when on an exchange is slow.", metavar="SECONDS")
     ] = None,
+    report_running_seconds: Annotated[
+        str | None, typer.Option(help="How often a running exchange is logged; 0: never.", metavar="SECONDS")
+    ] = None,
     sample: Annotated[
         str | None, typer.Option(help="The share of new traces that are sampled.", metavar="RATIO")
     ] = None,
@@ -84,6 +87,7 @@ def run(
         "metrics": metrics,
         "admin": admin,
         "slow": slow,
+        "report_running_seconds": report_running_seconds,
         "sample": sample,
         "strict": strict,
         "log_level": log_level,

@@ -35,6 +35,7 @@ _DRAIN_LOOK_SECONDS = 0.05
 _CUT_SECONDS = 1.0
 _ABORT_SECONDS = 0.5
 _HEAD_LOOK_SECONDS = 0.5
+_RUNNING_MAX = 1_000  # lines of running exchanges per look; each costs about 3 us of the loop
 _ANY = frozenset(("0.0.0.0", "::"))
 
 
@@ -62,6 +63,7 @@ class Interceptor:
         self._prefix = f"{os.getpid():x}-"
         self._count = 0
         self._resolve_cells()
+        self._running_look: asyncio.TimerHandle | None = None
         self.configure(settings, [])
         loop.call_later(_HEAD_LOOK_SECONDS, self._look_for_late_heads)
 
@@ -72,6 +74,9 @@ class Interceptor:
         self.telemetry.slow = settings.slow
         self._settings = settings
         self._local = LocalAddresses(local_prefixes)
+        if self._running_look is not None:
+            self._running_look.cancel()
+        self._look_for_running_later()
 
     # -- letting in ----------------------------------------------------------------------------------------
 
@@ -134,15 +139,14 @@ class Interceptor:
         cells = self._cells = self.telemetry.cells
         self.active = cells.gauge("arca_connections_active")
         self.connect_duration = cells.histogram("arca_connect_duration_seconds")
-        self._http_in_flight = cells.gauge("arca_requests_in_flight", "http/1.1")
-        self._tcp_in_flight = cells.gauge("arca_requests_in_flight", "tcp")
+        self.grpc_in_flight = cells.gauge("arca_requests_in_flight", "grpc")
         self._retransmits = {
             True: cells.counter("arca_tcp_retransmits_total", "downstream"),
             False: cells.counter("arca_tcp_retransmits_total", "upstream"),
         }
 
-    def in_flight_gauge(self, http: bool) -> Gauge:
-        return self._http_in_flight if http else self._tcp_in_flight
+    def in_flight_gauge(self, protocol: str) -> Gauge:
+        return self._cells.gauge("arca_requests_in_flight", protocol)
 
     def detected(self, protocol: str, how: str, inbound: bool) -> None:
         direction = "inbound" if inbound else "outbound"
@@ -151,6 +155,10 @@ class Interceptor:
 
     def fell_back(self, protocol: str, reason: str) -> None:
         self._cells.counter("arca_codec_fallbacks_total", protocol, reason).add(1)
+
+    def exceeded(self, protocol: str, limit: str, side: str) -> None:
+        """A peer, downstream or upstream, went over one of its protocol's limits."""
+        self._cells.counter("arca_protocol_limits_total", protocol, limit, side).add(1)
 
     def count_reset(self, side: str, error: int) -> None:
         # errno does not say which end reset a connection.
@@ -175,6 +183,21 @@ class Interceptor:
             since = time.monotonic() - limit
             for pair in [pair for pair in self._pairs if pair.awaits_head(since)]:
                 pair.time_out_head()
+
+    def _look_for_running_later(self) -> None:
+        """Only the exchange log hears of what still runs: without one nobody need look."""
+        period = self._settings.report_running_seconds if self._settings.exchanges else 0
+        self._running_look = self.loop.call_later(period, self._look_for_running) if period else None
+
+    def _look_for_running(self) -> None:
+        self._look_for_running_later()
+        now = time.monotonic()
+        before = now - self._settings.report_running_seconds
+        found = 0
+        for pair in self._pairs:
+            found += pair.report_running(before, now, _RUNNING_MAX - found)
+        if found > _RUNNING_MAX:
+            self._cells.counter("arca_dropped_records_total", "running").add(found - _RUNNING_MAX)
 
     # -- ending --------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
-from protocols.codec cimport Codec
-from protocols.exchange cimport End, Exchange
+from protocols.codec cimport Codec, Refusal
+from protocols.exchange cimport End, Exchange, Protocol
 from proxy.cells cimport Gauge
 from proxy.telemetry cimport Connection, Telemetry
 
@@ -27,6 +27,7 @@ cdef class Side:
     cdef watch(self)
     cdef unwatch(self)
     cdef close(self)
+    cdef close_soon(self)
     cdef reset(self)
     cdef abort(self)
 
@@ -51,6 +52,7 @@ cdef class Pair:
     cdef object timer
     cdef Gauge in_flight
     cdef int counted_in_flight
+    cdef int counted_grpc           # of them
     cdef bint refused               # what still comes is not read
     cdef bint over
 
@@ -58,22 +60,27 @@ cdef class Pair:
     cdef _begin(self, interceptor)
     cdef _dial_failed(self, int error)
     cdef _tell_dial_failed(self)
+    cdef _mirror_failed_dial_in(self, double seconds)
     cdef from_side(self, Side side, bytes data)
     cdef _from_downstream(self, bytes data, double now)
     cdef _from_upstream(self, bytes data, double now)
+    cdef _reply(self, Side heard)
     cdef _to_upstream(self, bytes data)
     cdef bytes _recognise(self, bytes data, double now)
+    cdef _rename_opaque(self, Protocol protocol)
+    cdef _recognise_server(self, bytes data, double now)
     cdef _go_on_opaque(self, str how, double now)
     cdef _adopt(self, Codec codec)
     cdef _attend(self, double now)
     cdef _take_finished(self)
+    cdef dict _tcp_facts(self)
     cdef _count_in_flight(self)
     cdef eof_of_side(self, Side side)
     cdef side_eof(self, Side side)
     cdef bint _close_if_both_ended(self, End how)
     cdef _pass_fin_on(self)
     cdef _defect(self)
-    cdef _carry_out(self, bytes answer)
+    cdef _carry_out(self, Refusal refusal)
     cdef _drop_upstream(self)
     cdef _fail(self, End how, int error)
     cdef _end(self, End how, int error)

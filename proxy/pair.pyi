@@ -31,6 +31,9 @@ class Pair:
         """Whether a request began before ``since`` (monotonic seconds) of which no complete head came."""
 
     def time_out_head(self) -> None: ...
+    def report_running(self, before: float, now: float, room: int) -> int:
+        """Log the exchanges, ``room`` at most, that began before ``before`` and still run; how many do."""
+
     def finish_if_idle(self) -> bool:
         """Close it when nothing is in flight; answers whether it was so."""
 

@@ -14,27 +14,28 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport EAGAIN, errno as c_errno
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from protocols.codec cimport Codec, FINISHED, Opaque, REFUSED, RESUMABLE, SUCCEEDED
+from protocols.codec cimport Codec, EXCEEDED, FINISHED, Opaque, REFUSED, REPLY, RESUMABLE, Refusal, SUCCEEDED
 from protocols.exchange cimport (
-    COMPLETE, DIAL_FAILED, DOWNSTREAM_FIN, DOWNSTREAM_RST, DRAINED, End, Exchange, HEAD_TIMEOUT, INTERNAL, Protocol,
-    TCP, TLS, UPSTREAM_FIN, UPSTREAM_RST, WEBSOCKET,
+    COMPLETE, DIAL_FAILED, DOWNSTREAM_FIN, DOWNSTREAM_RST, DRAINED, End, Exchange, INTERNAL, Protocol, TCP, TLS,
+    UPSTREAM_FIN, UPSTREAM_RST, WEBSOCKET,
 )
 from protocols.http1 cimport Http1
 from proxy.cells cimport Gauge
 from proxy.telemetry cimport Connection, Telemetry
 
 from netfilter.destination import unmapped
-from protocols.detect import Recognised, recognise
-from protocols.exchange import PROTOCOL_NAMES
-from protocols.http1 import answer as http1_answer
+from protocols.detect import Recognised, recognise, recognise_server
 from proxy.verdicts import dial_answer
 
 _log = logging.getLogger("arca.pair")
 
 cdef object _HOLD = Recognised.HOLD
 cdef object _PASS = Recognised.PASS
-cdef object _HTTP_1 = Recognised.HTTP_1
 cdef object _TLS = Recognised.TLS
+# The engines that read a protocol, made with (ids, strict). What has none here is carried opaque.
+cdef dict _ENGINES = {
+    Recognised.HTTP_1: Http1,
+}
 # What a recognised protocol is called in arca_detect_total.
 _LABELS = {
     Recognised.HTTP_1: "http/1.1",
@@ -91,6 +92,9 @@ cdef enum:
 _LINGER_SECONDS = 2.0
 # A dial failed and downstream has said nothing yet that could be answered in its protocol.
 _SILENCE_SECONDS = 1.0
+# A dial failed and downstream speaks a protocol, but asks for nothing: gRPC clients ask only when the server's
+# SETTINGS came. A reset soon makes them try another address, or report the failure, as they would without us.
+_UNASKED_SECONDS = 0.1
 # A reset overtakes bytes still unsent: it waits for them, but not for a peer that does not read.
 _RESET_POLL_SECONDS = 0.01
 _RESET_POLLS = 100
@@ -258,6 +262,23 @@ cdef class Side:
             self.closing = True
             self.transport.close()
 
+    cdef close_soon(self):
+        """As ``close``, but a peer that takes nothing for a second is reset."""
+        self.close()
+        self._abort_if_stuck(0, _RESET_POLLS)
+
+    def _abort_if_stuck(self, Py_ssize_t last, int polls):
+        """``last`` is how much waited at the last look, ``polls`` how often to look still."""
+        cdef Py_ssize_t left
+        if self.transport is None:
+            return
+        left = self.transport.get_write_buffer_size()
+        polls = _RESET_POLLS if left < last else polls - 1
+        if polls:
+            self.pair.interceptor.loop.call_later(_RESET_POLL_SECONDS, self._abort_if_stuck, left, polls)
+        else:
+            self.abort()
+
     cdef reset(self):
         """Take it down with RST, after what was sent has been taken by the peer or did not move for a second."""
         if self.transport is None or self.closing:
@@ -377,15 +398,24 @@ cdef class Pair:
             return
         if self.downstream.eof:
             self._fail(DIAL_FAILED, error)
-        else:
-            self.downstream.resume(DIALING)
-            self.timer = self.interceptor.loop.call_later(_SILENCE_SECONDS, self._silence)
+            return
+        self.downstream.resume(DIALING)
+        if self.codec is None:
+            self._mirror_failed_dial_in(_SILENCE_SECONDS)
 
     cdef _tell_dial_failed(self):
         cdef double now = clock()
         error, status, cause, text = self.no_upstream
         self.codec.dial_failed(error, status, cause, text, now)
         self._attend(now)
+        if not self.refused:
+            self._mirror_failed_dial_in(_UNASKED_SECONDS)
+
+    cdef _mirror_failed_dial_in(self, double seconds):
+        """Downstream is reset then, unless it asked for something that can be answered."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = self.interceptor.loop.call_later(seconds, self._silence)
 
     def _silence(self):
         self.timer = None
@@ -427,19 +457,38 @@ cdef class Pair:
         out = self.codec.from_downstream(data, now)
         if out:
             self._to_upstream(out)
+        if self.codec.signals & REPLY:
+            self._reply(self.downstream)
         if self.codec.signals or self.codec.in_flight != self.counted_in_flight or self.codec.pause_downstream:
             self._attend(now)
 
     cdef _from_upstream(self, bytes data, double now):
         cdef bytes out
         if self.codec is None:
-            # The server speaks first, which no protocol does that an engine reads.
-            self._go_on_opaque("server_first", now)
+            self._recognise_server(data, now)
+            if self.refused:
+                return
         out = self.codec.from_upstream(data, now)
         if out:
             self.downstream.send(out)
+        if self.codec.signals & REPLY:
+            self._reply(self.upstream)
         if self.codec.signals or self.codec.in_flight != self.counted_in_flight:
             self._attend(now)
+
+    cdef _reply(self, Side heard):
+        """What the codec itself has to say to the side that was just heard, behind what was sent there before."""
+        cdef bytes reply
+        if not self.codec.signals & REPLY:
+            return
+        self.codec.signals &= ~REPLY
+        reply = self.codec.take_reply()
+        if not reply:
+            return
+        if heard.is_downstream:
+            self.downstream.send(reply)
+        else:
+            self._to_upstream(reply)
 
     cdef _to_upstream(self, bytes data):
         if self.upstream is None:
@@ -471,16 +520,45 @@ cdef class Pair:
                 self._adopt(Opaque(TCP, self.connection.opened))
             return data
         self.first = None
-        if found == _HTTP_1:
-            self._adopt(Http1(self.interceptor.ids, self.interceptor.strict))
+        if found in _ENGINES:
+            self._adopt(_ENGINES[found](self.interceptor.ids, self.interceptor.strict))
         else:
             protocol = TLS if found == _TLS else TCP
             if self.codec is None:
                 self._adopt(Opaque(protocol, self.connection.opened))
             else:
-                (<Opaque>self.codec).exchange.protocol = protocol
+                self._rename_opaque(protocol)
         self.interceptor.detected(_LABELS[found], "first_bytes", self.connection.inbound)
         return data
+
+    cdef _rename_opaque(self, Protocol protocol):
+        """Bytes that could go on already turned out to be of this protocol."""
+        self.in_flight.add(-self.counted_in_flight)
+        (<Opaque>self.codec).exchange.protocol = protocol
+        self.in_flight = self.interceptor.in_flight_gauge(self.codec.protocol_name())
+        self.in_flight.add(self.counted_in_flight)
+
+    cdef _recognise_server(self, bytes data, double now):
+        """The server speaks before downstream was recognised: what it says decides, once and for all.
+
+        What downstream said that was held back goes to the engine first. The server may have been asked for nothing
+        else: an engine that finds downstream speaking another protocol gives up by itself.
+        """
+        cdef bytes held = self.first
+        cdef bytes out
+        found = recognise_server(data)
+        if found not in _ENGINES:
+            self._go_on_opaque("server_first", now)
+            return
+        self.first = None
+        self.interceptor.detected(_LABELS[found], "server_first", self.connection.inbound)
+        self._adopt(_ENGINES[found](self.interceptor.ids, self.interceptor.strict))
+        if held:
+            out = self.codec.from_downstream(held, now)
+            if out:
+                self._to_upstream(out)
+            self._reply(self.downstream)
+            self._attend(now)
 
     cdef _go_on_opaque(self, str how, double now):
         """Nothing that downstream may still say will be read: what was held back goes on."""
@@ -494,7 +572,7 @@ cdef class Pair:
 
     cdef _adopt(self, Codec codec):
         self.codec = codec
-        self.in_flight = self.interceptor.in_flight_gauge(isinstance(codec, Http1))
+        self.in_flight = self.interceptor.in_flight_gauge(codec.protocol_name())
         if self.no_upstream is not None:
             self._tell_dial_failed()
 
@@ -508,24 +586,31 @@ cdef class Pair:
             codec.signals = 0
             if signals & FINISHED:
                 self._take_finished()
+            if signals & EXCEEDED:
+                for limit, side in codec.exceeded:
+                    self.interceptor.exceeded(codec.protocol_name(), limit, side)
+                codec.exceeded.clear()
             if signals & SUCCEEDED:
                 self._count_in_flight()
                 if codec.fallback is not None:
-                    self.interceptor.fell_back("http/1.1", codec.fallback)
+                    self.interceptor.fell_back(codec.protocol_name(), codec.fallback)
                 held_request = codec.take_held_request()
                 held_response = codec.take_held_response()
-                self.counted_in_flight = 0
+                self.counted_in_flight = self.counted_grpc = 0
                 codec = codec.successor
                 self._adopt(codec)
                 if held_request:
                     self._to_upstream(codec.from_downstream(held_request, now))
+                    self._reply(self.downstream)
                 if held_response:
                     self.downstream.send(codec.from_upstream(held_response, now))
+                    self._reply(self.upstream)
             elif signals & RESUMABLE:
                 self._to_upstream(codec.from_downstream(b"", now))
+                self._reply(self.downstream)
             if signals & REFUSED:
                 self._count_in_flight()
-                self._carry_out(codec.refusal.answer)
+                self._carry_out(codec.refusal)
                 return
         self._count_in_flight()
         if codec.pause_downstream:
@@ -546,19 +631,28 @@ cdef class Pair:
             if (
                 exchange.end != COMPLETE or exchange.status >= 400 or exchange.protocol >= WEBSOCKET
                 or exchange.ended - exchange.started >= self.telemetry.slow
+                or (exchange.rpc is not None and exchange.rpc.status != 0)
             ):
-                tcp = {
-                    "downstream": tcp_facts(self.downstream.fd),
-                    "upstream": None if self.upstream is None else tcp_facts(self.upstream.fd),
-                }
+                tcp = self._tcp_facts()
             self.telemetry.record(exchange, self.connection, tcp)
         finished.clear()
 
+    cdef dict _tcp_facts(self):
+        return {
+            "downstream": tcp_facts(self.downstream.fd),
+            "upstream": None if self.upstream is None else tcp_facts(self.upstream.fd),
+        }
+
     cdef _count_in_flight(self):
-        cdef int change = self.codec.in_flight - self.counted_in_flight
-        if change:
-            self.counted_in_flight = self.codec.in_flight
-            self.in_flight.add(change)
+        """gRPC is counted as such, whatever carries it; the rest under the name of the connection's protocol."""
+        cdef int grpc = self.codec.in_flight_grpc - self.counted_grpc
+        cdef int others = self.codec.in_flight - self.counted_in_flight - grpc
+        self.counted_in_flight += others + grpc
+        if others:
+            self.in_flight.add(others)
+        if grpc:
+            self.counted_grpc += grpc
+            self.interceptor.grpc_in_flight.add(grpc)
 
     # -- ends ----------------------------------------------------------------------------------------------
 
@@ -576,6 +670,7 @@ cdef class Pair:
                 rest = self.codec.downstream_eof(now)
                 if rest:
                     self._to_upstream(rest)
+                self._reply(side)
                 self._attend(now)
             if self.refused:
                 return
@@ -587,6 +682,7 @@ cdef class Pair:
             rest = self.codec.upstream_eof(now)
             if rest:
                 self.downstream.send(rest)
+            self._reply(side)
             self._attend(now)
             if self.refused:
                 return
@@ -645,17 +741,21 @@ cdef class Pair:
         if self.upstream is not None:
             self.upstream.pair = None
 
-    cdef _carry_out(self, bytes answer):
-        """The codec goes no further: upstream is cut, and downstream told why, if there is still room to."""
+    cdef _carry_out(self, Refusal refusal):
+        """The codec goes no further: each side is told why and closed, or cut where there is nothing to tell."""
         self.refused = True
-        self._drop_upstream()
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        if not answer:
+        if refusal.to_upstream and self.dial is None and self.upstream is not None:
+            self.upstream.send(refusal.to_upstream)
+            self.upstream.close_soon()
+        else:
+            self._drop_upstream()
+        if not refusal.answer:
             self.downstream.reset()
             return
-        self.downstream.send(answer)
+        self.downstream.send(refusal.answer)
         if self.downstream.eof:
             self.downstream.close()
             return
@@ -707,15 +807,33 @@ cdef class Pair:
 
     def time_out_head(self):
         """Refuse the request whose head is late, unless an older one is still being answered: then not yet."""
+        cdef double now = clock()
         if self.codec is not None and self.codec.in_flight:
             return
-        if self.codec is None:
-            # Held back because it can become HTTP: it is told so, and upstream never hears of it.
-            self._adopt(Http1(self.interceptor.ids, self.interceptor.strict))
-            self.codec.from_downstream(self.first, self.first_came)
-            self.first = None
-        self._end(HEAD_TIMEOUT, 0)
-        self._carry_out(http1_answer(408, "the request head did not arrive within limits.head_timeout_seconds"))
+        try:
+            if self.codec is None:
+                # Held back because it can become HTTP: it is told so, and upstream never hears of it.
+                self._adopt(Http1(self.interceptor.ids, self.interceptor.strict))
+                self.codec.from_downstream(self.first, self.first_came)
+                self.first = None
+            self.codec.refuse_late_head(now)
+            self._attend(now)
+        except Exception:
+            self._defect()
+
+    def report_running(self, double before, double now, int room):
+        """Log the exchanges, ``room`` at most, that began before ``before`` and still run; answers how many do."""
+        cdef Exchange exchange
+        cdef list running
+        cdef object tcp
+        if self.refused or self.codec is None:
+            return 0
+        running = self.codec.running(before)
+        if running:
+            tcp = self._tcp_facts()
+            for exchange in running[:max(room, 0)]:
+                self.telemetry.record_running(exchange, self.connection, tcp, now)
+        return len(running)
 
     def finish_if_idle(self):
         """Close a pair on which nothing is in flight; answers whether it was."""
@@ -725,6 +843,10 @@ cdef class Pair:
             return False
         if self.first and self.codec is None:
             return False
+        if self.codec is not None:
+            farewell = self.codec.farewell()
+            if farewell:
+                self.downstream.send(farewell)
         self.refused = True
         if self.upstream is not None:
             self.upstream.close()
@@ -751,7 +873,7 @@ cdef class Pair:
             "client": self.connection.client,
             "server": self.connection.server,
             "direction": "inbound" if self.connection.inbound else "outbound",
-            "protocol": _protocol_of(self.codec),
+            "protocol": None if self.codec is None else self.codec.protocol_name(),
             "age_seconds": round(clock() - self.connection.opened, 3),
             "in_flight": 0 if self.codec is None else self.codec.in_flight,
             "connected": self.upstream is not None and self.upstream.transport is not None,
@@ -760,12 +882,6 @@ cdef class Pair:
                 "upstream": self.upstream is not None and bool(self.upstream.paused),
             },
         }
-
-
-def _protocol_of(codec):
-    if codec is None:
-        return None
-    return PROTOCOL_NAMES[(<Opaque>codec).exchange.protocol] if isinstance(codec, Opaque) else "http/1.1"
 
 
 def address_text(address):

@@ -68,6 +68,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     slow: Annotated[
         float, Meta(gt=0, le=86_400, description="Seconds from which on an exchange is slow.")
     ] = 2.0
+    report_running_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="How often an exchange that still runs is written to the exchange log; 0: never.",
+        ),
+    ] = 60.0
     sample: Annotated[
         float, Meta(ge=0, le=1, description="The share of the traces begun here that are sampled.")
     ] = 0.01

@@ -32,8 +32,10 @@ cdef class Telemetry:
     cdef bytes second_text
 
     cpdef record(self, Exchange exchange, Connection connection, object tcp)
+    cpdef record_running(self, Exchange exchange, Connection connection, object tcp, double now)
     cdef Outcome _outcome(self, Exchange exchange, Connection connection, object verdict)
-    cdef _write(self, Assembly out, Exchange exchange, Connection connection, object verdict, object tcp)
+    cdef _write(self, Assembly out, Exchange exchange, Connection connection, object verdict, object tcp,
+                double until)
     cdef _write_time(self, Assembly out, double monotonic)
     cpdef list newest(self, int n)
     cpdef flush(self)

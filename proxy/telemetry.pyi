@@ -26,6 +26,11 @@ class Telemetry:
     def record(self, exchange: Exchange, connection: Connection, tcp: dict[str, object] | None) -> None:
         """Take an exchange that ended; ``tcp`` is what TCP_INFO says of both sides, by side."""
 
+    def record_running(
+        self, exchange: Exchange, connection: Connection, tcp: dict[str, object] | None, now: float
+    ) -> None:
+        """Write how far an exchange has come that still runs: a line without a verdict, counted nowhere."""
+
     def newest(self, n: int) -> list[bytes]:
         """The newest ``n`` exchanges as JSON lines, newest last."""
 

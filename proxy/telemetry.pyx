@@ -15,17 +15,19 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport strlen
 
 from protocols.assembly cimport Assembly
-from protocols.exchange cimport COMPLETE, Exchange
+from protocols.exchange cimport Exchange, Rpc
 from proxy.cells cimport Counter, Histogram
 from proxy.verdicts cimport decide
 
 from protocols.exchange import PROTOCOL_NAMES
 from protocols.verdict import OK
+from proxy.metrics import OTHER
 
 cdef enum:
     FLUSH_AT = 64 * 1024
     RING = 512            # exchanges remembered for /exchanges, about 1 KB each
     MAX_OUTCOMES = 4096   # kinds of outcome whose cells are kept at hand
+    LAST_GRPC_STATUS = 16 # UNAUTHENTICATED
 
 cdef object _ok = OK
 cdef bytes _OK_JSON = msgspec.json.encode(OK)
@@ -72,16 +74,24 @@ cdef class Telemetry:
         outcome.response_bytes.add(exchange.response_bytes)
         self.ring.append((exchange, connection, verdict, tcp))
         if self.log is not None:
-            self._write(self.lines, exchange, connection, verdict, tcp)
+            self._write(self.lines, exchange, connection, verdict, tcp, exchange.ended)
+            if self.lines.length >= FLUSH_AT:
+                self.flush()
+
+    cpdef record_running(self, Exchange exchange, Connection connection, object tcp, double now):
+        if self.log is not None:
+            self._write(self.lines, exchange, connection, None, tcp, now)
             if self.lines.length >= FLUSH_AT:
                 self.flush()
 
     cdef Outcome _outcome(self, Exchange exchange, Connection connection, object verdict):
-        cdef tuple key = (
-            (exchange.protocol << 16) | (connection.inbound << 12) | exchange.status, exchange.method, verdict.domain,
-            verdict.cause,
-        )
-        cdef Outcome outcome = self.outcomes.get(key)
+        cdef long long kind = (exchange.protocol << 16) | (connection.inbound << 12) | exchange.status
+        cdef tuple key
+        cdef Outcome outcome
+        if exchange.rpc is not None:
+            kind |= <long long>_rpc_status(exchange.rpc) << 24
+        key = (kind, exchange.method, verdict.domain, verdict.cause)
+        outcome = self.outcomes.get(key)
         if outcome is not None:
             return outcome
         if len(self.outcomes) >= MAX_OUTCOMES:
@@ -93,7 +103,7 @@ cdef class Telemetry:
         outcome.requests = cells.counter(
             "arca_requests_total", protocol, direction,
             "" if exchange.method is None else exchange.method.decode("latin-1"),
-            str(exchange.status) if exchange.status else (exchange.code or ""),
+            _code(exchange),
             str(verdict.domain), "" if verdict.cause is None else str(verdict.cause),
         )
         outcome.duration = cells.histogram("arca_request_duration_seconds", protocol, direction, str(verdict.domain))
@@ -103,7 +113,7 @@ cdef class Telemetry:
         self.outcomes[key] = outcome
         return outcome
 
-    cdef _write(self, Assembly out, Exchange exchange, Connection connection, object verdict, object tcp):
+    cdef _write(self, Assembly out, Exchange exchange, Connection connection, object verdict, object tcp, double until):
         if connection.json is None:
             connection.json = b',"direction":%b,"client":%b,"server":%b,"connection":%b' % (
                 b'"inbound"' if connection.inbound else b'"outbound"', msgspec.json.encode(connection.client),
@@ -130,14 +140,23 @@ cdef class Telemetry:
         _number(out, b',"response_bytes":', exchange.response_bytes)
         _duration(out, b',"connect_ms":', exchange.connect)
         _duration(out, b',"ttfb_ms":', exchange.first_byte - exchange.started if exchange.first_byte >= 0 else -1)
-        _duration(out, b',"duration_ms":', exchange.ended - exchange.started)
+        _duration(out, b',"duration_ms":', until - exchange.started)
+        if exchange.stream:
+            _number(out, b',"stream":', exchange.stream)
+        if exchange.rpc is not None:
+            _rpc(out, exchange.rpc, exchange.started)
+        if verdict is None:
+            _text(out, b',"in_flight":true')
         _text(out, b',"tls":null,"tcp":')
         if tcp is None:
             _text(out, b"null")
         else:
             _bytes(out, msgspec.json.encode(tcp))
         _text(out, b',"verdict":')
-        _bytes(out, _OK_JSON if verdict is _ok else msgspec.json.encode(verdict))
+        if verdict is None:
+            _text(out, b"null")
+        else:
+            _bytes(out, _OK_JSON if verdict is _ok else _ascii(msgspec.json.encode(verdict)))
         _text(out, b"}\n")
 
     cdef _write_time(self, Assembly out, double monotonic):
@@ -156,7 +175,7 @@ cdef class Telemetry:
         cdef list lines = []
         for exchange, connection, verdict, tcp in list(self.ring)[-n:] if n > 0 else ():
             out = Assembly()
-            self._write(out, exchange, connection, verdict, tcp)
+            self._write(out, exchange, connection, verdict, tcp, exchange.ended)
             lines.append(PyBytes_FromStringAndSize(out.bytes, out.length))
         return lines
 
@@ -166,6 +185,35 @@ cdef class Telemetry:
             block = PyBytes_FromStringAndSize(self.lines.bytes, self.lines.length)
             self.lines.length = 0
             self.log(block)
+
+
+cdef int _rpc_status(Rpc rpc) noexcept:
+    """A number for each ``code`` label: 0 without a status, 1 and above for those that gRPC defines, then one more."""
+    return min(max(rpc.status, -1), LAST_GRPC_STATUS + 1) + 1
+
+
+cdef str _code(Exchange exchange):
+    """The label ``code``. A status that gRPC does not define is ``_other``: a server may send any number."""
+    if exchange.rpc is None:
+        return str(exchange.status) if exchange.status else (exchange.code or "")
+    if exchange.rpc.status < 0:
+        return ""
+    return OTHER if exchange.rpc.status > LAST_GRPC_STATUS else (exchange.code or "")
+
+
+cdef bytes _ascii(bytes text):
+    """JSON that a terminal can be shown: what is not ASCII in it came from the wire, as gRPC's messages do."""
+    return text if text.isascii() else json.dumps(json.loads(text), separators=(",", ":")).encode()
+
+
+cdef int _rpc(Assembly out, Rpc rpc, double started) except -1:
+    _string(out, b',"grpc":{"message":', rpc.message)
+    _duration(out, b',"timeout_ms":', rpc.timeout)
+    _number(out, b',"request_messages":', rpc.request_messages)
+    _number(out, b',"response_messages":', rpc.response_messages)
+    _text(out, b',"compressed":true' if rpc.compressed else b',"compressed":false')
+    _duration(out, b',"first_message_ms":', rpc.first_message - started if rpc.first_message >= 0 else -1)
+    return _text(out, b',"web":true}' if rpc.web else b',"web":false}')
 
 
 cdef inline int _text(Assembly out, const char* text) except -1:

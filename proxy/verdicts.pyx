@@ -10,10 +10,12 @@ import errno
 import os
 
 from protocols.exchange cimport (
-    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, DOWNSTREAM_RST, DRAINED, End, Exchange, HEAD_TIMEOUT,
-    HTTP_1_0, HTTP_1_1, INTERNAL, LOOP, OVERLOAD, UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_RST,
+    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, DOWNSTREAM_RST, DOWNSTREAM_RST_STREAM, DRAINED, End,
+    Exchange, GRPC, HEAD_TIMEOUT, HTTP_2, INTERNAL, LOOP, OVERLOAD, UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN,
+    UPSTREAM_GOAWAY, UPSTREAM_RST, UPSTREAM_RST_STREAM,
 )
 
+from protocols.http2_codes import ErrorCode, error_name
 from protocols.verdict import OK, Cause, Domain, Evidence, Origin, Phase, Source, Verdict
 
 cdef object _ok = OK
@@ -32,6 +34,27 @@ _DIAL = {
     errno.ECONNRESET: (Cause.RESET, Origin.NETWORK, 0.7),
     errno.ECONNABORTED: (Cause.RESET, Origin.NETWORK, 0.7),
 }
+# Codes of RST_STREAM that blame what the other side sent (RFC 9113 section 7). That one side says so proves only
+# that it gave up.
+_COMPLAINTS = frozenset((
+    ErrorCode.PROTOCOL_ERROR, ErrorCode.FLOW_CONTROL_ERROR, ErrorCode.SETTINGS_TIMEOUT, ErrorCode.STREAM_CLOSED,
+    ErrorCode.FRAME_SIZE_ERROR, ErrorCode.COMPRESSION_ERROR,
+))
+_GAVE_UP = frozenset((ErrorCode.CANCEL, ErrorCode.NO_ERROR))
+# What a code of upstream says beyond its name.
+_CODE_MEANS = {
+    ErrorCode.REFUSED_STREAM: "it did not process the request, which may be sent again",
+    ErrorCode.ENHANCE_YOUR_CALM: "it had too much from this client",
+    ErrorCode.INTERNAL_ERROR: "an error of its own",
+    ErrorCode.HTTP_1_1_REQUIRED: "it wants HTTP/1.1 for this request",
+}
+# A call's deadline runs from before its first byte came here, and its two ends keep it by clocks and timers of their
+# own: a server that ends a call at its deadline may do so this much early, as seen from here, and so may a client.
+cdef double SERVER_DEADLINE = 0.9
+cdef double CLIENT_DEADLINE = 0.98
+cdef enum:
+    DEADLINE_EXCEEDED = 4  # grpc-status
+    MESSAGE_MAX = 200      # characters of a grpc-message in a sentence
 _UNREACHABLE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETDOWN))
 
 
@@ -47,7 +70,7 @@ cdef object _phase(Exchange exchange):
         return Phase.CONNECT
     if exchange.first_byte >= 0:
         return Phase.RESPONSE
-    if exchange.request_complete or exchange.protocol not in (HTTP_1_0, HTTP_1_1):
+    if exchange.request_complete or exchange.protocol > GRPC:
         return Phase.WAIT
     return Phase.REQUEST
 
@@ -61,7 +84,7 @@ cdef str _progress(Exchange exchange):
 
 
 cpdef object decide(Exchange exchange, str server):
-    if exchange.end == COMPLETE and exchange.status < 400:
+    if exchange.end == COMPLETE and exchange.status < 400 and (exchange.rpc is None or exchange.rpc.status == 0):
         return _ok
     return _blame(exchange, server)
 
@@ -80,13 +103,15 @@ def _blame(Exchange exchange, str server):
         name = errno.errorcode.get(exchange.error, str(exchange.error))
         return Evidence(Source.ERRNO, "connect" if exchange.end == DIAL_FAILED else "socket", name, at_ms)
 
+    if exchange.end == COMPLETE and exchange.status < 400:
+        return _blame_grpc(exchange, server, phase)
     if exchange.end == COMPLETE:
         cause = Cause.STATUS_5XX if exchange.status >= 500 else Cause.STATUS_4XX
         return Verdict(
             Domain.APPLICATION, cause, Origin.UPSTREAM, phase, 1.0,
             f"{server} itself answered {exchange.status} after {at_ms:.1f} ms.",
-            f"curl -sv -o /dev/null http://{server}{_path(exchange)}",
-            (wire("status", exchange.status),),
+            _request_check(exchange, server),
+            (wire("status", exchange.status), *_grpc_status(exchange, at_ms)),
         )
     if exchange.end == DIAL_FAILED:
         dialed_ms = exchange.connect * 1000 if exchange.connect >= 0 else at_ms
@@ -103,9 +128,10 @@ def _blame(Exchange exchange, str server):
             _dial_check(cause, server), (refused_by_os(),),
         )
     if exchange.end == DOWNSTREAM_FAULT:
+        fault = exchange.fault or "something else that downstream sent on this connection was refused"
         return Verdict(
             Domain.CLIENT, Cause.PROTOCOL_ERROR, Origin.DOWNSTREAM, Phase.REQUEST, 1.0,
-            f"The request breaks its protocol's framing: {exchange.fault}.", None, (wire("fault", exchange.fault),),
+            f"The request breaks its protocol's framing: {fault}.", None, (wire("fault", fault),),
         )
     if exchange.end == UPSTREAM_FAULT:
         fault = exchange.fault or "an earlier response on this connection was refused"
@@ -120,6 +146,8 @@ def _blame(Exchange exchange, str server):
             Domain.CLIENT, Cause.CANCELED, Origin.DOWNSTREAM, phase, confidence,
             f"Downstream {how} the connection before the answer was complete, {progress}.", None, (evidence,),
         )
+    if exchange.end in (DOWNSTREAM_RST_STREAM, UPSTREAM_RST_STREAM, UPSTREAM_GOAWAY):
+        return _blame_stream(exchange, server, phase)
     if exchange.end == UPSTREAM_FIN:
         where = "in the middle of the response" if exchange.first_byte >= 0 else "before answering"
         return Verdict(
@@ -171,6 +199,126 @@ def _blame(Exchange exchange, str server):
         Domain.PROXY, Cause.INTERNAL, Origin.PROXY, phase, 1.0,
         f"A defect of ARCA ended it, {progress}: {exchange.fault or 'its log has the traceback'}.",
     )
+
+
+def _blame_grpc(Exchange exchange, str server, object phase):
+    """The response came to its end, HTTP finds nothing wrong with it, and gRPC does."""
+    at_ms = round((exchange.ended - exchange.started) * 1000, 3)
+    check = _request_check(exchange, server)
+    if exchange.rpc.status < 0:
+        fault = "the response ended without grpc-status"
+        return Verdict(
+            Domain.APPLICATION, Cause.PROTOCOL_ERROR, Origin.UPSTREAM, phase, 1.0,
+            f"The response of {server} is not gRPC's: {fault} after {at_ms:.1f} ms (HTTP status {exchange.status}).",
+            check, (
+                Evidence(Source.WIRE, "fault", fault, at_ms), Evidence(Source.WIRE, "status", exchange.status, at_ms),
+            ),
+        )
+    said = _said(exchange)
+    answered = f"{server} itself answered {_status_name(exchange)} ({exchange.rpc.status}) after {at_ms:.1f} ms{said}"
+    if exchange.rpc.status == DEADLINE_EXCEEDED and _deadline_passed(exchange, SERVER_DEADLINE):
+        return Verdict(
+            # The server had the call and says so itself; how much of the time the path took, it does not.
+            Domain.APPLICATION, Cause.DEADLINE_EXCEEDED, Origin.UPSTREAM, phase, 0.8,
+            f"{answered}; the call's deadline was {exchange.rpc.timeout * 1000:.1f} ms.", check,
+            (*_grpc_status(exchange, at_ms), _timeout(exchange)),
+        )
+    return Verdict(
+        Domain.APPLICATION, Cause.GRPC_STATUS, Origin.UPSTREAM, phase, 1.0, f"{answered}.", check,
+        _grpc_status(exchange, at_ms),
+    )
+
+
+def _blame_stream(Exchange exchange, str server, object phase):
+    """One stream of a connection that goes on was given up: the code in RST_STREAM or GOAWAY says by whom and why."""
+    at_ms = round((exchange.ended - exchange.started) * 1000, 3)
+    progress = _progress(exchange)
+    code = "no code" if exchange.stream_error < 0 else error_name(exchange.stream_error)
+    check = _request_check(exchange, server)
+    if exchange.end == UPSTREAM_GOAWAY:
+        return Verdict(
+            Domain.APPLICATION, Cause.ABORTED, Origin.UPSTREAM, phase, 1.0,
+            f"{server} said GOAWAY ({code}) {progress}: it did not process the request, which may be sent again.",
+            check, (Evidence(Source.WIRE, "goaway", code, at_ms),),
+        )
+    evidence = (Evidence(Source.WIRE, "rst_stream", code, at_ms),)
+    complains = exchange.stream_error in _COMPLAINTS
+    gave_up = exchange.stream_error in _GAVE_UP
+    if exchange.end == UPSTREAM_RST_STREAM:
+        if gave_up and _deadline_passed(exchange, SERVER_DEADLINE):
+            return Verdict(
+                Domain.APPLICATION, Cause.DEADLINE_EXCEEDED, Origin.UPSTREAM, phase, 0.8,
+                f"{server} reset the stream ({code}) {progress}; "
+                f"the call's deadline of {exchange.rpc.timeout * 1000:.1f} ms had passed.",
+                check, (*evidence, _timeout(exchange)),
+            )
+        means = "it complains of the request; whether rightly was not seen" if complains else (
+            _CODE_MEANS.get(exchange.stream_error)
+        )
+        return Verdict(
+            Domain.APPLICATION, Cause.ABORTED, Origin.UPSTREAM, phase, 0.7 if complains else 1.0,
+            f"{server} reset the stream ({code}) {progress}{': ' + means if means else ''}.", check, evidence,
+        )
+    if gave_up and _deadline_passed(exchange, CLIENT_DEADLINE):
+        return Verdict(
+            Domain.UNKNOWN, Cause.DEADLINE_EXCEEDED, None, phase, 0.0,
+            f"The call's deadline of {exchange.rpc.timeout * 1000:.1f} ms passed and downstream gave it up ({code}) "
+            f"{progress}; whether the path to {server} or the application was slow is not known: what the kernel saw "
+            "of the path is missing.",
+            f"ss -tni 'dst {server}'", (*evidence, _timeout(exchange)),
+        )
+    means = ": it complains of the response; whether rightly was not seen" if complains else ""
+    return Verdict(
+        Domain.CLIENT, Cause.CANCELED, Origin.DOWNSTREAM, phase, 0.7 if complains else 1.0,
+        f"Downstream reset the stream ({code}) before the answer was complete, {progress}{means}.",
+        check if complains else None, evidence,
+    )
+
+
+cdef bint _deadline_passed(Exchange exchange, double share):
+    """Whether the call had a deadline of its own and ``share`` of it was over."""
+    return (
+        exchange.rpc is not None and exchange.rpc.timeout >= 0
+        and exchange.ended - exchange.started >= share * exchange.rpc.timeout
+    )
+
+
+cdef object _timeout(Exchange exchange):
+    """The deadline as evidence: it was told with the request."""
+    return Evidence(Source.WIRE, "grpc_timeout_ms", round(exchange.rpc.timeout * 1000, 3), 0.0)
+
+
+cdef str _status_name(Exchange exchange):
+    return exchange.code or str(exchange.rpc.status)
+
+
+cdef tuple _grpc_status(Exchange exchange, double at_ms):
+    """The status that came with the answer as evidence, by name and by number; nothing where none did."""
+    if exchange.rpc is None or exchange.rpc.status < 0:
+        return ()
+    return (
+        Evidence(Source.WIRE, "grpc_status", _status_name(exchange), at_ms),
+        Evidence(Source.WIRE, "grpc_status_number", exchange.rpc.status, at_ms),
+    )
+
+
+cdef str _said(Exchange exchange):
+    """The server's own words, short and on one line; the exchange log has them whole."""
+    if not exchange.rpc.message:
+        return ""
+    text = "".join(c if c.isprintable() else " " for c in exchange.rpc.message.decode("utf-8", "replace"))
+    return f': "{text if len(text) <= MESSAGE_MAX else text[:MESSAGE_MAX - 3] + "..."}"'
+
+
+cdef str _request_check(Exchange exchange, str server):
+    """The same request, from a shell."""
+    if exchange.rpc is not None and exchange.rpc.web:
+        kind = "-X POST -H 'content-type: application/grpc-web+proto' --data-binary ''"
+        return f"curl -sv -o /dev/null {kind} http://{server}{_path(exchange)}"
+    if exchange.rpc is not None:
+        return f"grpcurl -plaintext {server} {_path(exchange)[1:] or 'list'}"
+    version = "--http2-prior-knowledge " if exchange.protocol == HTTP_2 else ""
+    return f"curl -sv -o /dev/null {version}http://{server}{_path(exchange)}"
 
 
 cdef str _path(Exchange exchange):
