@@ -56,7 +56,7 @@ cdef struct Block:
     int flags
     unsigned int stream
     unsigned int promised
-    Py_ssize_t prefix              # octets of the first payload before the fragment: pad length, priority, promised stream
+    Py_ssize_t prefix              # octets of the first payload before the fragment
     Py_ssize_t padding
 
 
@@ -101,7 +101,9 @@ cdef class Http2(Codec):
     cdef tuple _read_request(self, Stream stream, Lane lane)
     cdef _note_authority(self, Exchange exchange, HpackField* field)
     cdef _is_grpc(self, Stream stream, ContentType announced, bytes timeout)
-    cdef bint _within_limits(self, Lane lane, Stream stream, int own_fields, Py_ssize_t own_octets, double now) except -1
+    cdef bint _within_limits(
+        self, Lane lane, Stream stream, int own_fields, Py_ssize_t own_octets, double now
+    ) except -1
     cdef bint _identify(self, Stream stream, Lane lane, const unsigned char* block, Py_ssize_t n) except -1
     cdef TraceContext _rewrite_trace(self, Lane lane, const unsigned char* block, Py_ssize_t n)
     cdef _write_field(

@@ -17,9 +17,9 @@ from libc.string cimport memcmp, memset
 from protocols.assembly cimport Assembly
 from protocols.codec cimport EXCEEDED, FINISHED, Opaque, REFUSED, REPLY, Refusal, SUCCEEDED
 from protocols.exchange cimport (
-    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, DOWNSTREAM_RST, DOWNSTREAM_RST_STREAM, End, Exchange, GRPC, HEAD_TIMEOUT,
-    HTTP_2, Rpc, TCP, UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_GOAWAY,
-    UPSTREAM_RST, UPSTREAM_RST_STREAM,
+    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, DOWNSTREAM_RST, DOWNSTREAM_RST_STREAM, End, Exchange,
+    GRPC, HEAD_TIMEOUT, HTTP_2, Rpc, TCP, UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_GOAWAY, UPSTREAM_RST,
+    UPSTREAM_RST_STREAM,
 )
 from protocols.grpc cimport (
     ContentType, OTHER, WEB, WEB_TEXT, WebMessages, content_type, count_messages, percent_decoded, status_name,
@@ -131,7 +131,9 @@ cdef inline unsigned int _u32(const unsigned char* p) noexcept nogil:
     return (<unsigned int>p[0] << 24) | (<unsigned int>p[1] << 16) | (<unsigned int>p[2] << 8) | p[3]
 
 
-cdef inline bint _is(const unsigned char* name, Py_ssize_t length, const char* text, Py_ssize_t text_length) noexcept nogil:
+cdef inline bint _is(
+    const unsigned char* name, Py_ssize_t length, const char* text, Py_ssize_t text_length
+) noexcept nogil:
     return length == text_length and memcmp(name, text, length) == 0
 
 
@@ -780,7 +782,9 @@ cdef class Http2(Codec):
             exchange.method = exchange.target[1:] if exchange.target.startswith(b"/") else exchange.target
         self.in_flight_grpc += 1
 
-    cdef bint _within_limits(self, Lane lane, Stream stream, int own_fields, Py_ssize_t own_octets, double now) except -1:
+    cdef bint _within_limits(
+        self, Lane lane, Stream stream, int own_fields, Py_ssize_t own_octets, double now
+    ) except -1:
         """Whether the list just decoded is no longer than allowed; if it is, its stream is ended."""
         if lane.decoder.total - own_fields > MAX_FIELDS:
             self._cut_stream(lane, stream, f"more than {MAX_FIELDS} header fields", now)
@@ -910,7 +914,9 @@ cdef class Http2(Codec):
                 lane.diverged = {}
             lane.diverged[field.added] = how
 
-    cdef bint _read_response(self, Stream stream, Lane lane, const unsigned char* block, Py_ssize_t n, double now) except -1:
+    cdef bint _read_response(
+        self, Stream stream, Lane lane, const unsigned char* block, Py_ssize_t n, double now
+    ) except -1:
         """The head of a response, interim or final; answers whether it goes on as ``edited``."""
         cdef Exchange exchange = stream.exchange
         cdef HpackField* field
@@ -1189,7 +1195,9 @@ cdef class Http2(Codec):
                 stream.exchange.status = 200
                 stream.exchange.rpc.status = 14
                 stream.exchange.rpc.message = text.encode()
-        self.refusal = Refusal(answers.unreachable(asked, status, cause, text, self.initial_window, self.last_stream))
+        self.refusal = Refusal(
+            answers.unreachable(asked, status, cause, text, self.initial_window, self.last_stream)
+        )
         self._end_all(DIAL_FAILED, error, None, now)
         self.signals |= REFUSED
         self.over = True

@@ -1,8 +1,9 @@
-"""The frames that ARCA itself says in HTTP/2: refusals, and answers in the place of an upstream that is not there.
+"""The frames that ARCA itself says in HTTP/2: refusals, and answers in the place of an upstream that is not
+there.
 
-Here alone the python-hyper libraries speak: nothing of this is on the way of other people's bytes. What is put
-between frames of a running connection changes no state that the two ends share: header fields are never indexed,
-and no DATA is sent, for that would be counted against windows that belong to others.
+Here alone the python-hyper libraries speak: nothing of this is on the way of other people's bytes. What is
+put between the frames of a running connection changes no state that the two ends share: header fields are
+never indexed, and no DATA is sent, for that would be counted against windows that belong to others.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _MAX_DEBUG: Final = 256  # octets of text in a GOAWAY
 
 
 class Asked(NamedTuple):
-    """A request that is to be answered; ``grpc`` is the content type to answer with, None where it is not gRPC."""
+    """A request to be answered; ``grpc`` is the content type of the answer, None where it is not gRPC."""
 
     stream: int
     method: bytes | None
@@ -30,7 +31,7 @@ class Asked(NamedTuple):
 
 
 def goaway(last_stream: int, code: int, text: str, *, settings_first: bool) -> bytes:
-    """GOAWAY with ``text`` as its debug data; behind an empty SETTINGS where the receiver has had none yet."""
+    """GOAWAY with ``text`` as debug data; behind an empty SETTINGS where the receiver has had none yet."""
     frame = GoAwayFrame(0, last_stream_id=last_stream, error_code=code)
     frame.additional_data = text.encode("ascii", "replace")[:_MAX_DEBUG]
     return (SettingsFrame(0).serialize() if settings_first else b"") + frame.serialize()
@@ -46,7 +47,7 @@ def window_update(increment: int) -> bytes:
 
 
 def refusal(asked: Asked, status: int, grpc_status: int, text: str) -> bytes:
-    """A whole response on one stream of a running connection, and NO_ERROR for a request that is still coming."""
+    """A whole response on a stream of a running connection, and NO_ERROR for a request still coming."""
     fields = _fields(asked, status, grpc_status, "protocol_error", text)
     if asked.grpc is None:
         fields += [(b"content-length", b"0"), (b"x-arca-fault", text.encode("ascii", "replace"))]
@@ -56,8 +57,8 @@ def refusal(asked: Asked, status: int, grpc_status: int, text: str) -> bytes:
 
 
 def unreachable(all_asked: list[Asked], status: int, cause: str, text: str, window: int, last: int) -> bytes:
-    """The answers to everything that was asked of an upstream that cannot be reached, from the server's preface
-    to a GOAWAY.
+    """The answers to all that was asked of an upstream that cannot be reached, from the server's preface to
+    a GOAWAY.
 
     ``window`` is the initial window that downstream announced: the text goes into a body only where it fits.
     """
@@ -113,7 +114,7 @@ def _fields(asked: Asked, status: int, grpc_status: int, cause: str, text: str) 
 
 
 def _percent_encoded(text: str) -> bytes:
-    """gRPC over HTTP/2, "Status-Message": printable ASCII but ``%`` as it is, every other octet of its UTF-8 escaped."""
+    """gRPC over HTTP/2, "Status-Message": octets of its UTF-8 beyond printable ASCII, and ``%``, are escaped."""
     return b"".join(
         bytes((octet,)) if 0x20 <= octet <= 0x7E and octet != 0x25 else b"%%%02X" % octet
         for octet in text.encode()
