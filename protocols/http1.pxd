@@ -1,8 +1,9 @@
 from protocols.assembly cimport Assembly
 from protocols.codec cimport Codec
 from protocols.exchange cimport End, Exchange
+from protocols.grpc cimport WebMessages
 from protocols.http1_body cimport Body
-from protocols.http1_head cimport Fault, Head, Scan
+from protocols.http1_head cimport Fault, Head, NOT_HTTP, Scan
 from protocols.trace_context cimport Ids, TraceContext
 
 
@@ -19,6 +20,7 @@ cdef class Http1(Codec):
 
     cdef int request_state
     cdef Body request_body
+    cdef WebMessages request_web  # reads the payload of a gRPC-Web request; None for all others
     cdef Scan request_scan
     cdef double request_started
     cdef bytearray held_request
@@ -28,13 +30,20 @@ cdef class Http1(Codec):
 
     cdef bint response_in_body
     cdef Body response_body
+    cdef WebMessages response_web
     cdef Scan response_scan
     cdef double response_started
     cdef bytearray held_response
 
     cdef _begin_exchange(self, const unsigned char* p, Head* head, Assembly out)
+    cdef _begin_rpc(self, const unsigned char* p, Head* head, Exchange exchange)
     cdef TraceContext _rewrite_trace(self, const unsigned char* p, Head* head, Assembly out)
     cdef _request_complete(self, double now)
+    cdef Fault _advance_web(
+        self, Body* body, WebMessages web, const unsigned char* p, Py_ssize_t n, Py_ssize_t* used
+    ) except? NOT_HTTP
+    cdef _note_response(self, Exchange exchange, double now)
+    cdef _begin_rpc_response(self, const unsigned char* p, Head* head, Exchange exchange)
     cdef _begin_response(self, Exchange exchange, double now)
     cdef _response_complete(self, double now)
     cdef _queue(self, Exchange exchange)

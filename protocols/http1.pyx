@@ -17,12 +17,16 @@ from libc.string cimport memcmp, memset
 from protocols.assembly cimport Assembly
 from protocols.codec cimport FINISHED, Opaque, REFUSED, RESUMABLE, Refusal, SUCCEEDED
 from protocols.exchange cimport (
-    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, HEAD_TIMEOUT, HTTP_1_0, HTTP_1_1, TCP, UNREADABLE,
-    UPSTREAM_FAULT, UPSTREAM_FIN, WEBSOCKET,
+    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, GRPC, HEAD_TIMEOUT, HTTP_1_0, HTTP_1_1, Rpc, TCP,
+    UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, WEBSOCKET,
 )
-from protocols.http1_body cimport CHUNKED, EMPTY, Framing, SIZED, UNTIL_CLOSE, advance, begin_body
+from protocols.grpc cimport (
+    ContentType, WEB, WEB_TEXT, WebMessages, content_type, percent_decoded, status_name, status_of, timeout_seconds,
+)
+from protocols.http1_body cimport CHUNKED, EMPTY, Framing, SIZED, UNTIL_CLOSE, advance, begin_body, payload
 from protocols.http1_head cimport (
-    BARE_LF, Field, MAX_BLOCK, NONE, NOT_HTTP, OWN_LINE, UNASKED_101, find_end, parse_request, parse_response,
+    BARE_LF, Field, MAX_BLOCK, NONE, NOT_HTTP, OWN_LINE, UNASKED_101, find_end, named, parse_request, parse_response,
+    same,
 )
 from protocols.trace_context cimport TraceContext, continue_trace, new_trace
 
@@ -66,7 +70,37 @@ cdef inline Py_ssize_t _kept(Exchange exchange):
         (0 if exchange.target is None else len(exchange.target))
         + (0 if exchange.authority is None else len(exchange.authority))
         + (0 if exchange.request_id is None else len(exchange.request_id))
+        + (0 if exchange.rpc is None else len(exchange.method))
     )
+
+
+cdef ContentType _web(const unsigned char* p, Head* head):
+    """Which form of gRPC-Web the body has: neither, where it is none or is coded beyond our reading."""
+    cdef Field* field
+    cdef ContentType kind
+    cdef int i
+    if head.content_type < 0:
+        return ContentType.OTHER
+    field = &head.fields[head.content_type]
+    kind = content_type(p + field.value, field.value_length)
+    if kind != WEB and kind != WEB_TEXT:
+        return ContentType.OTHER
+    return kind
+
+
+cdef bint _coded(const unsigned char* p, Head* head) noexcept nogil:
+    """Whether the payload is compressed as a whole, by either kind of coding."""
+    cdef Field* field
+    cdef int i
+    for i in range(head.field_count):
+        field = &head.fields[i]
+        if named(p, field, b"content-encoding", 16):
+            if not same(p + field.value, field.value_length, b"identity", 8):
+                return True
+        elif named(p, field, b"transfer-encoding", 17):
+            if not same(p + field.value, field.value_length, b"chunked", 7):
+                return True
+    return False
 
 
 def answer(int status, str text, *, bytes method=None, bytes request_id=None, str cause=None):
@@ -109,7 +143,7 @@ cdef class Http1(Codec):
         if self.over or self.request_state == CLOSED:
             return b""
         if owner is None:
-            if self.request_state == BODY and self.request_body.framing == SIZED \
+            if self.request_state == BODY and self.request_body.framing == SIZED and self.request_web is None \
                     and <unsigned long long>len(data) < self.request_body.remaining:
                 # The long middle of an upload: nothing to look at.
                 self.request_body.remaining -= len(data)
@@ -125,7 +159,12 @@ cdef class Http1(Codec):
 
         while position < n:
             if self.request_state == BODY:
-                fault = advance(&self.request_body, p + position, n - position, &used)
+                if self.request_web is None:
+                    fault = advance(&self.request_body, p + position, n - position, &used)
+                else:
+                    fault = self._advance_web(&self.request_body, self.request_web, p + position, n - position, &used)
+                    self.newest.rpc.request_messages = self.request_web.count
+                    self.newest.rpc.compressed |= self.request_web.compressed
                 self.newest.request_bytes += used
                 position += used
                 if fault != NONE:
@@ -242,10 +281,49 @@ cdef class Http1(Codec):
             exchange.request_id = self.ids.uuid()
             out.add_line(b"X-Request-ID: ", exchange.request_id)
 
+        self.request_web = None
+        if head.content_type >= 0 and exchange.method == b"POST" and _web(p, head) != ContentType.OTHER:
+            self._begin_rpc(p, head, exchange)
         self.asked = True
         self._queue(exchange)
         begin_body(&self.request_body, CHUNKED if head.chunked else SIZED, head.content_length)
         self.request_state = BODY
+
+    cdef _begin_rpc(self, const unsigned char* p, Head* head, Exchange exchange):
+        """A gRPC-Web call. A target without a slash inside is none: no method can be taken for one of HTTP's."""
+        cdef bytes path = exchange.target.split(b"?", 1)[0]
+        cdef Field* field
+        cdef Rpc rpc
+        cdef int i
+        if not path.startswith(b"/") or path.find(b"/", 1) < 0:
+            return
+        rpc = Rpc.__new__(Rpc)
+        rpc.web = True
+        for i in range(head.field_count):
+            field = &head.fields[i]
+            if named(p, field, b"grpc-timeout", 12):
+                rpc.timeout = timeout_seconds(p[field.value:field.value + field.value_length])
+                break
+        exchange.rpc = rpc
+        exchange.protocol = GRPC
+        exchange.method = path[1:]
+        if not _coded(p, head):
+            self.request_web = WebMessages(_web(p, head) == WEB_TEXT)
+
+    cdef Fault _advance_web(
+        self, Body* body, WebMessages web, const unsigned char* p, Py_ssize_t n, Py_ssize_t* used
+    ) except? NOT_HTTP:
+        """``advance`` over a body of which ``web`` reads the payload."""
+        cdef Py_ssize_t position = 0, length, step
+        cdef Fault fault = NONE
+        while position < n and not body.complete and fault == NONE:
+            length = payload(body, n - position)
+            if length:
+                web.read(p + position, length)
+            fault = advance(body, p + position, length if length else 1, &step)
+            position += step
+        used[0] = position
+        return fault
 
     cdef TraceContext _rewrite_trace(self, const unsigned char* p, Head* head, Assembly out):
         """Write the head to ``out`` as ``_begin_exchange`` does, with its trace headers continued."""
@@ -329,7 +407,7 @@ cdef class Http1(Codec):
         if self.over:
             return b""
         if owner is None:
-            if self.response_in_body and (
+            if self.response_in_body and self.response_web is None and (
                 self.response_body.framing == UNTIL_CLOSE
                 or self.response_body.framing == SIZED and <unsigned long long>len(data) < self.response_body.remaining
             ):
@@ -354,7 +432,11 @@ cdef class Http1(Codec):
                     self._fall_open("unsolicited_response", now)
                 break
             if self.response_in_body:
-                fault = advance(&self.response_body, p + position, n - position, &used)
+                if self.response_web is None:
+                    fault = advance(&self.response_body, p + position, n - position, &used)
+                else:
+                    fault = self._advance_web(&self.response_body, self.response_web, p + position, n - position, &used)
+                    self._note_response(exchange, now)
                 exchange.response_bytes += used
                 position += used
                 if fault != NONE:
@@ -385,6 +467,8 @@ cdef class Http1(Codec):
                 continue
             exchange.status = head.status
             exchange.first_byte = self.response_started
+            if exchange.rpc is not None:
+                self._begin_rpc_response(p + position - head.length, &head, exchange)
             # An id that somebody else made as long as this is left out where it would break the limit of a head.
             if head.request_id < 0 and exchange.request_id is not None and (
                 len(exchange.request_id) <= OWN_LINE - 16
@@ -408,6 +492,37 @@ cdef class Http1(Codec):
             return p[:position]
         out.add(p + copied, position - copied)
         return PyBytes_FromStringAndSize(out.bytes, out.length)
+
+    cdef _begin_rpc_response(self, const unsigned char* p, Head* head, Exchange exchange):
+        """A response without messages may have its trailers in its head: "Trailers-Only"."""
+        cdef Rpc rpc = exchange.rpc
+        cdef Field* field
+        cdef ContentType kind = _web(p, head)
+        cdef int i
+        for i in range(head.field_count):
+            field = &head.fields[i]
+            if rpc.status < 0 and named(p, field, b"grpc-status", 11):
+                rpc.status = status_of(p[field.value:field.value + field.value_length])
+            elif rpc.message is None and named(p, field, b"grpc-message", 12):
+                rpc.message = percent_decoded(p[field.value:field.value + field.value_length])
+        if rpc.status >= 0:
+            exchange.code = status_name(rpc.status)
+        self.response_web = None
+        if kind != ContentType.OTHER and not _coded(p, head):
+            self.response_web = WebMessages(kind == WEB_TEXT)
+
+    cdef _note_response(self, Exchange exchange, double now):
+        """What ``response_web`` has read so far. The head's status stands: it was said first."""
+        cdef Rpc rpc = exchange.rpc
+        cdef WebMessages web = self.response_web
+        if rpc.response_messages == 0 and web.count:
+            rpc.first_message = now
+        rpc.response_messages = web.count
+        rpc.compressed |= web.compressed
+        if exchange.code is None and web.status >= 0:
+            rpc.status = web.status
+            rpc.message = web.message
+            exchange.code = status_name(rpc.status)
 
     cdef _begin_response(self, Exchange exchange, double now):
         """The head of a final response was read into ``head``: what follows it? RFC 9112 section 6.3."""
@@ -440,6 +555,7 @@ cdef class Http1(Codec):
     cdef _response_complete(self, double now):
         cdef Exchange exchange = self.oldest
         self.response_in_body = False
+        self.response_web = None
         exchange.response_complete = True
         if exchange.request_complete or self.downstream_closed:
             self._pop(now)
@@ -469,6 +585,7 @@ cdef class Http1(Codec):
             self.newest.following = exchange
         self.newest = exchange
         self.in_flight += 1
+        self.in_flight_grpc += exchange.protocol == GRPC
         self.kept += _kept(exchange)
 
     cdef _queue_partial(self):
@@ -499,6 +616,7 @@ cdef class Http1(Codec):
         cdef Exchange exchange = self.oldest
         self.oldest = exchange.following
         self.in_flight -= 1
+        self.in_flight_grpc -= exchange.protocol == GRPC
         self.kept -= _kept(exchange)
         self._finish(exchange, COMPLETE, now)
         if self.oldest is None:
@@ -531,9 +649,10 @@ cdef class Http1(Codec):
                 self._finish(exchange, how, now)
             exchange = following
         self.oldest = self.newest = None
-        self.in_flight = 0
+        self.in_flight = self.in_flight_grpc = 0
         self.kept = 0
         self.response_in_body = False
+        self.response_web = None
 
     cpdef end(self, End how, int error, double now):
         if self.over:

@@ -17,4 +17,5 @@ cdef struct Body:
     Py_ssize_t trailers
 
 cdef void begin_body(Body* body, Framing framing, unsigned long long length) noexcept nogil
+cdef Py_ssize_t payload(const Body* body, Py_ssize_t n) noexcept nogil
 cdef Fault advance(Body* body, const unsigned char* p, Py_ssize_t n, Py_ssize_t* used) noexcept nogil

@@ -40,6 +40,18 @@ cdef void begin_body(Body* body, Framing framing, unsigned long long length) noe
     body.line = body.trailers = 0
 
 
+cdef Py_ssize_t payload(const Body* body, Py_ssize_t n) noexcept nogil:
+    """How many of the ``n`` bytes that come next are payload; 0 when the first of them belongs to the coding.
+
+    Whoever reads payload asks here before each ``advance`` and gives it these bytes, or that one.
+    """
+    if body.framing == UNTIL_CLOSE:
+        return n
+    if body.framing == SIZED or body.state == DATA:
+        return n if <unsigned long long>n < body.remaining else <Py_ssize_t>body.remaining
+    return 0
+
+
 cdef Fault advance(Body* body, const unsigned char* p, Py_ssize_t n, Py_ssize_t* used) noexcept nogil:
     """Walk over ``n`` bytes; ``used`` is how many are this message's, ``body.complete`` whether it ended there.
 

@@ -61,12 +61,14 @@ cdef struct Head:
     int field_count
     int host
     int request_id
+    int content_type
     int trace_fields
     int own_fields
     Py_ssize_t own_bytes
     bint traceparent
     bint upgrade
     bint websocket
+    bint h2c
     bint has_content_length
     bint chunked
     bint has_coding

@@ -223,6 +223,24 @@ cdef Fault _codings(const unsigned char* p, Field* field, Head* head) noexcept n
     return NONE
 
 
+cdef bint _lists(const unsigned char* p, const Field* field, const char* lower, Py_ssize_t length) noexcept nogil:
+    """Whether the word is an element of the field's list (RFC 9110 section 5.6.1)."""
+    cdef Py_ssize_t i = field.value, end = field.value + field.value_length, start, stop
+    while i < end:
+        start = i
+        while i < end and p[i] != c",":
+            i += 1
+        stop = i
+        i += 1
+        while start < stop and (p[start] == c" " or p[start] == c"\t"):
+            start += 1
+        while stop > start and (p[stop - 1] == c" " or p[stop - 1] == c"\t"):
+            stop -= 1
+        if same(p + start, stop - start, lower, length):
+            return True
+    return False
+
+
 cdef inline void _own(Head* head, const Field* field) noexcept nogil:
     """The line's name is one of ours: see OWN_FIELDS."""
     head.own_bytes += min(field.end - field.start, <Py_ssize_t>OWN_LINE)
@@ -277,6 +295,8 @@ cdef Fault _parse_fields(const unsigned char* p, Py_ssize_t i, Py_ssize_t n, Hea
                 fault = _content_length(p, field, head)
                 if fault != NONE:
                     return fault
+            elif head.content_type < 0 and named(p, field, b"content-type", 12):
+                head.content_type = head.field_count - 1
         elif initial == c"t":
             if named(p, field, b"transfer-encoding", 17):
                 fault = _codings(p, field, head)
@@ -306,6 +326,7 @@ cdef Fault _parse_fields(const unsigned char* p, Py_ssize_t i, Py_ssize_t n, Hea
             if named(p, field, b"upgrade", 7):
                 head.upgrade = True
                 head.websocket = same(p + field.value, field.value_length, b"websocket", 9)
+                head.h2c = head.h2c or _lists(p, field, b"h2c", 3)
         elif initial == c"b":
             if field.name_length == 2 and p[field.start + 1] == c"3":
                 head.trace_fields += 1
@@ -329,8 +350,9 @@ cdef inline void _reset(Head* head, Py_ssize_t n) noexcept nogil:
     head.method_length = head.target = head.target_length = 0
     head.status = head.field_count = head.trace_fields = head.own_fields = 0
     head.own_bytes = 0
-    head.host = head.request_id = -1
-    head.traceparent = head.upgrade = head.websocket = head.has_content_length = head.chunked = head.has_coding = False
+    head.host = head.request_id = head.content_type = -1
+    head.traceparent = head.upgrade = head.websocket = head.h2c = False
+    head.has_content_length = head.chunked = head.has_coding = False
     head.content_length = 0
     head.minor_version = 1
 
