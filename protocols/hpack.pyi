@@ -1,17 +1,17 @@
 FAULTS: dict[int, str]
 
 class HpackError(ValueError):
-    """A header block that RFC 7541 does not allow, or that asks for more than is kept here; see ``FAULTS``."""
+    """A header block that RFC 7541 does not allow, or for which the table is too small: see ``FAULTS``."""
 
 class Decoder:
     total: int
     list_size: int
     def __init__(self, limit: int = 4096) -> None: ...
     def read(self, block: bytes) -> list[tuple[bytes, bytes, int, int, int, int, int, int]]:
-        """Decode a block: (name, value, kind, start, end, value_start, entry, added) of each field that is kept.
+        """Decode a block: (name, value, kind, start, end, value_start, entry, added) of each kept field.
 
-        ``kind`` is 0 for indexed, 1 for a literal that is added to the table, 2 for one that is not, 3 for one
-        that must never be. For tests; raises ``HpackError``, after which the decoder is of no use.
+        ``kind`` is 0 for indexed, 1 for a literal that is added to the table, 2 for one that is not, 3 for
+        one that must never be. For tests; raises ``HpackError``, after which the decoder is of no use.
         """
 
     def allow(self, size: int) -> None:
