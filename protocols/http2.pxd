@@ -67,7 +67,7 @@ cdef class Http2(Codec):
     cdef Lane down
     cdef Lane up
     cdef dict streams
-    cdef set cut
+    cdef dict cut                  # an ordered set
     cdef unsigned int last_stream
     cdef unsigned int last_promised
     cdef long long opened

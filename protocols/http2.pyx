@@ -81,7 +81,7 @@ cdef double PREMATURE_SECONDS = 1.0
 cdef enum:
     MAX_BLOCK = 128 * 1024        # one encoded header block, collected until it is complete
     MAX_STREAMS = 16384           # in flight on one connection
-    MAX_CUT = 100                 # streams that were ended by us and whose frames are dropped since
+    MAX_CUT = 100                 # streams that were ended by us and whose frames are dropped: the newest
     MAX_PENDING = 16 * 1024
     MAX_KEPT = 1024 * 1024        # targets and ids of the streams in flight; beyond, MAX_KEPT_TEXT of each
     MAX_KEPT_TEXT = 256
@@ -275,7 +275,7 @@ cdef class Http2(Codec):
         self.down.other = self.up
         self.up.other = self.down
         self.streams = {}
-        self.cut = set()
+        self.cut = {}
         self.goaway_last = -1
         self.initial_window = 65535
 
@@ -1097,10 +1097,9 @@ cdef class Http2(Codec):
         self.exceeded.append(("header_list", side))
         self.signals |= EXCEEDED
         exchange.fault = fault
-        if len(self.cut) >= MAX_CUT:
-            self._refuse(lane, ENHANCE_YOUR_CALM, f"{fault}, on more than {MAX_CUT} streams", now)
-            return
-        self.cut.add(stream.id)
+        self.cut[stream.id] = None
+        if len(self.cut) > MAX_CUT:
+            del self.cut[next(iter(self.cut))]
         if not lane.downstream:
             self._queue(lane, answers.rst_stream(stream.id, INTERNAL_ERROR))
             self._inject(lane.other, answers.rst_stream(stream.id, CANCEL))

@@ -114,7 +114,7 @@ def _fields(asked: Asked, status: int, grpc_status: int, cause: str, text: str) 
 
 
 def _percent_encoded(text: str) -> bytes:
-    """gRPC over HTTP/2, "Status-Message": octets of its UTF-8 beyond printable ASCII, and ``%``, are escaped."""
+    """gRPC over HTTP/2, "Status-Message": octets of its UTF-8 beyond printable ASCII, and %, are escaped."""
     return b"".join(
         bytes((octet,)) if 0x20 <= octet <= 0x7E and octet != 0x25 else b"%%%02X" % octet
         for octet in text.encode()
