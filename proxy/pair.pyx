@@ -20,6 +20,7 @@ from protocols.exchange cimport (
     UPSTREAM_FIN, UPSTREAM_RST, WEBSOCKET,
 )
 from protocols.http1 cimport Http1
+from protocols.http2 cimport Http2
 from proxy.cells cimport Gauge
 from proxy.telemetry cimport Connection, Telemetry
 
@@ -35,6 +36,7 @@ cdef object _TLS = Recognised.TLS
 # The engines that read a protocol, made with (ids, strict). What has none here is carried opaque.
 cdef dict _ENGINES = {
     Recognised.HTTP_1: Http1,
+    Recognised.HTTP_2: Http2,
 }
 # What a recognised protocol is called in arca_detect_total.
 _LABELS = {
