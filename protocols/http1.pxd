@@ -12,6 +12,7 @@ cdef class Http1(Codec):
     cdef bint strict
     cdef bint over
     cdef bint asked  # a request was read
+    cdef bint asked_h2c  # the newest request lists h2c in its Upgrade
     cdef tuple no_upstream
     cdef bytes last_authority
     cdef Exchange oldest
@@ -45,6 +46,7 @@ cdef class Http1(Codec):
     cdef _note_response(self, Exchange exchange, double now)
     cdef _begin_rpc_response(self, const unsigned char* p, Head* head, Exchange exchange)
     cdef _begin_response(self, Exchange exchange, double now)
+    cdef _become_http2(self, Exchange exchange, double now)
     cdef _response_complete(self, double now)
     cdef _queue(self, Exchange exchange)
     cdef _queue_partial(self)

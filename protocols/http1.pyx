@@ -5,8 +5,8 @@ on as the very objects they came in. Each direction reads heads and bodies in tu
 order they came and responses are matched to them in that order (RFC 9112 section 9.3).
 
 Three things end the engine before the connection ends. A request to become something else (CONNECT, Upgrade)
-that upstream grants, or bytes that are not HTTP/1, hand the connection to a successor that carries it
-untouched. Framing that two parsers could read differently is refused. The engine must never hold back
+that upstream grants, or bytes that are not HTTP/1, hand the connection to a successor: to the engine of HTTP/2
+for ``h2c``, else to one that carries it untouched. Framing that two parsers could read differently is refused. The engine must never hold back
 a byte that it could pass, except the head it has not seen the end of.
 """
 
@@ -28,6 +28,7 @@ from protocols.http1_head cimport (
     BARE_LF, Field, MAX_BLOCK, NONE, NOT_HTTP, OWN_LINE, UNASKED_101, find_end, named, parse_request, parse_response,
     same,
 )
+from protocols.http2 cimport Http2
 from protocols.trace_context cimport TraceContext, continue_trace, new_trace
 
 from http import HTTPStatus
@@ -285,6 +286,7 @@ cdef class Http1(Codec):
         if head.content_type >= 0 and exchange.method == b"POST" and _web(p, head) != ContentType.OTHER:
             self._begin_rpc(p, head, exchange)
         self.asked = True
+        self.asked_h2c = head.h2c
         self._queue(exchange)
         begin_body(&self.request_body, CHUNKED if head.chunked else SIZED, head.content_length)
         self.request_state = BODY
@@ -527,6 +529,12 @@ cdef class Http1(Codec):
     cdef _begin_response(self, Exchange exchange, double now):
         """The head of a final response was read into ``head``: what follows it? RFC 9112 section 6.3."""
         cdef Framing framing
+        if (
+            head.status == 101 and head.h2c and self.asked_h2c and exchange is self.newest
+            and exchange.request_complete
+        ):
+            self._become_http2(exchange, now)
+            return
         if head.status == 101 or (exchange.method == b"CONNECT" and head.status < 300):
             self._pop(now)
             if self.over:
@@ -551,6 +559,21 @@ cdef class Http1(Codec):
             self._resume()
         if self.response_body.complete:
             self._response_complete(now)
+
+    cdef _become_http2(self, Exchange exchange, double now):
+        """Upstream granted h2c: the request that asked is answered as stream 1 (RFC 7540 section 3.2).
+
+        One whose body is still coming as HTTP/1 is not, and goes the way of any other upgrade: downstream's
+        frames begin in the middle of a stream that only its own body divides.
+        """
+        cdef Http2 http2 = Http2(self.ids, self.strict)
+        exchange.status = 0
+        exchange.first_byte = -1.0
+        self.oldest = self.newest = None
+        self.in_flight = self.in_flight_grpc = 0
+        self.kept = 0
+        http2.upgraded(exchange)
+        self._hand_over(http2, now)
 
     cdef _response_complete(self, double now):
         cdef Exchange exchange = self.oldest

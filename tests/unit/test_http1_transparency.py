@@ -151,8 +151,8 @@ def test_a_granted_upgrade_makes_the_connection_opaque() -> None:
 
 
 def test_an_upgrade_to_another_protocol_is_opaque_tcp() -> None:
-    head = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-    switching = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: tls/1.0\r\n\r\n"
+    switching = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: tls/1.0\r\n\r\n"
     talk = (
         asked(head)
         .upstream(switching)
