@@ -18,6 +18,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,11 +27,13 @@ from rich.console import Console
 
 from tests.bench import rows
 from tests.bench.bodies import measure_bodies
-from tests.bench.load import Bench, measure_load, measure_paced
+from tests.bench.load import Bench, measure_http2, measure_load, measure_paced, measure_unary
 from tests.bench.memory import measure_growth, measure_idle
-from tests.bench.peers import PEERS, Peer
+from tests.bench.peers import HTTP2_PEERS, PEERS, Peer
 from tests.bench.processes import NotMeasured
 from tests.bench.report import Row, as_json, print_table
+from tests.bench.rpc import measure_messages
+from tests.bench.streams import measure_held, measure_streams
 from tests.bench.turns import Turns, take_turns
 from tests.bench.upstream import upstream
 
@@ -41,8 +44,10 @@ if TYPE_CHECKING:
     from tests.bench.turns import Figures
 
 SUBJECTS: dict[str, Peer | None] = {"direct": None, **{peer.name: peer for peer in PEERS}}
+HTTP2_SUBJECTS: dict[str, Peer | None] = {"direct": None, **{peer.name: peer for peer in HTTP2_PEERS}}
+HTTP2_CONNECTIONS = (1, 16)
 PACED_SUBJECTS = ("direct", "arca", "haproxy")
-NAMES = (*SUBJECTS, "paced", "memory", "bodies")
+NAMES = (*SUBJECTS, "h2", "grpc", "paced", "memory", "bodies", "streams")
 
 progress = Console(stderr=True)
 
@@ -79,6 +84,11 @@ def bench(
 
 def _measure(bench: Bench, chosen: Collection[str], rounds: int, seconds: float) -> list[Row]:
     measured = _load(bench, [name for name in SUBJECTS if name in chosen], rounds, seconds)
+    if "h2" in chosen:
+        for connections in HTTP2_CONNECTIONS:
+            measured += _http2(bench, connections, rounds, seconds)
+    if "grpc" in chosen:
+        measured += _unary(bench, rounds, seconds)
     if "paced" in chosen:
         measured += _paced(bench, rounds, seconds)
     if "memory" in chosen:
@@ -90,6 +100,14 @@ def _measure(bench: Bench, chosen: Collection[str], rounds: int, seconds: float)
         )
     if "bodies" in chosen:
         measured += _once(rows.BODIES, "both ways", lambda arca: rows.body_rows(measure_bodies(bench, arca)))
+    if "streams" in chosen:
+        measured += _once(
+            rows.STREAMS, "one after another", lambda arca: [rows.streams_row(measure_streams(bench, arca))]
+        )
+        measured += _once(rows.STREAMS, "at once", lambda arca: [rows.held_row(measure_held(bench, arca))])
+        measured += _once(
+            rows.MESSAGES, "at once", lambda arca: [rows.messages_row(measure_messages(bench, arca))]
+        )
     return measured
 
 
@@ -97,12 +115,39 @@ def _load(bench: Bench, subjects: list[str], rounds: int, seconds: float) -> lis
     turns = take_turns(
         subjects, rounds, lambda name: measure_load(bench, SUBJECTS[name], seconds), _teller("full load")
     )
-    measured = [_row_of(rows.LOAD, name, taken, rows.load_row) for name, taken in turns.items()]
+    measured = [
+        _row_of(rows.LOAD, name, taken, partial(rows.load_row, rows.LOAD)) for name, taken in turns.items()
+    ]
     if "arca" in turns:
         for peer in ("haproxy", "envoy"):
             if peer in turns:
                 measured += rows.ratio_rows(peer, turns["arca"].rounds, turns[peer].rounds)
     return measured
+
+
+def _http2(bench: Bench, connections: int, rounds: int, seconds: float) -> list[Row]:
+    group = rows.http2_group(connections)
+    turns = take_turns(
+        list(HTTP2_SUBJECTS),
+        rounds,
+        lambda name: measure_http2(bench, HTTP2_SUBJECTS[name], connections, seconds),
+        _teller(f"HTTP/2 on {connections}"),
+    )
+    measured = [_row_of(group, name, taken, partial(rows.load_row, group)) for name, taken in turns.items()]
+    for peer in ("haproxy", "envoy"):
+        ours, theirs = turns["arca"].rounds, turns[peer].rounds
+        measured += rows.cpu_ratio_rows(f"{rows.RATIOS}, -c{connections}", peer, ours, theirs)
+    return measured
+
+
+def _unary(bench: Bench, rounds: int, seconds: float) -> list[Row]:
+    turns = take_turns(
+        list(HTTP2_SUBJECTS),
+        rounds,
+        lambda name: measure_unary(bench, HTTP2_SUBJECTS[name], seconds),
+        _teller("gRPC"),
+    )
+    return [_row_of(rows.UNARY, name, taken, rows.unary_row) for name, taken in turns.items()]
 
 
 def _paced(bench: Bench, rounds: int, seconds: float) -> list[Row]:

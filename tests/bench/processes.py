@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -60,6 +61,14 @@ class _Stat:
     pid: int
     parent: int
     cpu: CpuTime
+
+
+def program(name: str) -> str:
+    """Where it is installed; servers may be where only root looks."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise NotMeasured(f"{name} is not installed")
+    return found
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ limits.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -12,35 +12,42 @@ from tests.bench.figures import paired_difference, paired_ratio
 from tests.bench.report import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from tests.bench.bodies import BodyFigures
     from tests.bench.load import LoadFigures
     from tests.bench.memory import GrowthFigures, IdleFigures
     from tests.bench.paced import PacedReport
+    from tests.bench.rpc import MessageFigures
+    from tests.bench.streams import HeldFigures, StreamFigures
 
 LOAD = "wrk -c32, 100-byte answer"
 RATIOS = "ARCA, paired per round"
 PACED = "1,000/s on 16 connections"
 MEMORY = "memory of the worker"
 BODIES = "10 MB bodies, 50 at once"
+UNARY = "gRPC, one unary call after another"
+STREAMS = "HTTP/2 streams on one connection"
+MESSAGES = "10 MB gRPC messages both ways"
 
 _MIB = 1024
 
 
-def load_row(subject: str, rounds: Sequence[LoadFigures | None]) -> Row:
+def http2_group(connections: int) -> str:
+    return f"h2load -c{connections} -m32, 100-byte answer"
+
+
+def load_row(group: str, subject: str, rounds: Sequence[LoadFigures | None]) -> Row:
     """The medians of the rounds in which it was measured (at least one)."""
     taken = [figures for figures in rounds if figures is not None]
-    cpu = [figures.cpu_us for figures in taken if figures.cpu_us is not None]
-    kernel = [figures.kernel_us for figures in taken if figures.kernel_us is not None]
     return Row(
-        LOAD,
+        group,
         subject,
         requests_per_second=median(figures.requests_per_second for figures in taken),
-        cpu_us=median(cpu) if cpu else None,
-        kernel_us=median(kernel) if kernel else None,
-        p50_ms=median(figures.p50_ms for figures in taken),
-        p99_ms=median(figures.p99_ms for figures in taken),
+        cpu_us=_median_of(figures.cpu_us for figures in taken),
+        kernel_us=_median_of(figures.kernel_us for figures in taken),
+        p50_ms=_median_of(figures.p50_ms for figures in taken),
+        p99_ms=_median_of(figures.p99_ms for figures in taken),
         fault="; ".join(sorted({figures.faults for figures in taken if figures.faults})),
         rounds=[asdict(figures) for figures in taken],
     )
@@ -53,14 +60,9 @@ _LIMITS = {"haproxy": (1.25, "aim 1.00, limit 1.25"), "envoy": (0.5, "limit 0.50
 def ratio_rows(
     peer: str, ours: Sequence[LoadFigures | None], theirs: Sequence[LoadFigures | None]
 ) -> list[Row]:
-    highest, said = _LIMITS[peer]
-    cpu = paired_ratio([_cpu(f) for f in ours], [_cpu(f) for f in theirs])
+    highest, _ = _LIMITS[peer]
+    rows = cpu_ratio_rows(RATIOS, peer, ours, theirs)
     speed = paired_ratio([_speed(f) for f in ours], [_speed(f) for f in theirs])
-    rows = []
-    if cpu is not None:
-        rows.append(
-            Row(RATIOS, f"CPU / {peer}'s", result=f"{cpu:.2f}", value=cpu, limit=said, met=cpu <= highest)
-        )
     if speed is not None:
         said = f"at least {1 / highest:.2f}" + (", aim 1.00" if highest > 1 else "")
         met = speed >= 1 / highest
@@ -68,6 +70,25 @@ def ratio_rows(
             Row(RATIOS, f"requests/s / {peer}'s", result=f"{speed:.2f}", value=speed, limit=said, met=met)
         )
     return rows
+
+
+def cpu_ratio_rows(
+    group: str, peer: str, ours: Sequence[LoadFigures | None], theirs: Sequence[LoadFigures | None]
+) -> list[Row]:
+    """None where there is no round in which both were measured."""
+    highest, said = _LIMITS[peer]
+    cpu = paired_ratio([_cpu(f) for f in ours], [_cpu(f) for f in theirs])
+    if cpu is None:
+        return []
+    met = cpu <= highest
+    return [Row(group, f"CPU / {peer}'s", result=f"{cpu:.2f}", value=cpu, limit=said, met=met)]
+
+
+def unary_row(subject: str, rounds: Sequence[LoadFigures | None]) -> Row:
+    row = load_row(UNARY, subject, rounds)
+    if subject != "arca" or row.cpu_us is None:
+        return row
+    return replace(row, value=row.cpu_us, limit="60 µs CPU in the proxy", met=row.cpu_us <= 60)
 
 
 def paced_row(
@@ -140,8 +161,50 @@ def _body_row(way: str, identical: int, at_once: int, peak: float) -> Row:
     )
 
 
+def streams_row(figures: StreamFigures) -> Row:
+    grown = figures.kib / _MIB
+    return Row(
+        STREAMS,
+        "one after another",
+        result=f"{grown:+.2f} MB over {figures.streams:,} streams",
+        value=grown,
+        limit="none (1 MB is noise)",
+        met=grown < 1,
+    )
+
+
+def held_row(figures: HeldFigures) -> Row:
+    per_stream = f"{figures.kib_per_stream:.1f} KB per stream"
+    return Row(
+        STREAMS,
+        "at once",
+        result=f"{figures.answered:,} of {figures.held:,} answered, {per_stream}",
+        value=figures.answered,
+        limit="1,000 at once",
+        met=figures.answered == figures.held >= 1_000,
+    )
+
+
+def messages_row(figures: MessageFigures) -> Row:
+    peak = figures.peak_kib / _MIB
+    return Row(
+        MESSAGES,
+        f"{figures.at_once} at once",
+        result=f"{figures.identical} of {figures.at_once} identical, memory {peak:+.1f} MB at its peak",
+        value=peak,
+        limit="identical, below 64 MB",
+        met=figures.identical == figures.at_once and peak < 64,
+    )
+
+
 def missing_row(group: str, name: str, why: str) -> Row:
     return Row(group, name, fault=f"not measured: {why}")
+
+
+def _median_of(figures: Iterable[float | None]) -> float | None:
+    """Of those that are known; None when none is."""
+    known = [figure for figure in figures if figure is not None]
+    return median(known) if known else None
 
 
 def _cpu(figures: LoadFigures | None) -> float | None:
