@@ -1,8 +1,11 @@
 cdef enum:
-    MAX_KEPT = 110        # fields of one block that are kept; more are counted
-    MAX_TEXTS = 64 * 1024 # bytes of kept texts of one block
-    MAX_STORED = 64 * 1024  # size (RFC 7541 section 4.1) of what a dynamic table may hold here
-    MAX_INTEGER = 6       # bytes that write_integer may write
+    # Fields of one block that are kept, and bytes of their texts. Past either, fields are only counted.
+    MAX_KEPT = 110
+    MAX_TEXTS = 64 * 1024
+    # Size, as RFC 7541 section 4.1 counts, of what a dynamic table may hold here.
+    MAX_STORED = 64 * 1024
+    # Bytes that write_integer may write.
+    MAX_INTEGER = 6
 
 # How a field is represented (RFC 7541 sections 6.1, 6.2.1, 6.2.2, 6.2.3).
 cdef enum Kind:
@@ -44,17 +47,22 @@ cdef struct Entry:
     Text* value
 
 cdef class Decoder:
-    cdef HpackField* fields        # of the last block; the array is the process's, not this decoder's
-    cdef int count                 # how many of them are there
-    cdef readonly int total        # fields in the block, kept or not
-    cdef readonly unsigned long long list_size  # lengths of their names and values, kept or not
-    cdef Entry* entries            # a ring: entry number i is at i & (capacity - 1)
-    cdef unsigned int capacity     # 0 or a power of two
-    cdef unsigned int live         # entries in the table
-    cdef unsigned long long inserted  # number of the newest entry that there ever was
-    cdef unsigned long size        # of the table, as RFC 7541 section 4.1 counts
-    cdef unsigned long max_size    # as the encoder last set it
-    cdef unsigned long limit       # up to which it may set it
+    # The fields of the last block that are kept (the array is the process's, not this decoder's) and how many;
+    # then how many it has in all, and the lengths of the names and values of all.
+    cdef HpackField* fields
+    cdef int count
+    cdef readonly int total
+    cdef readonly unsigned long long list_size
+    # The dynamic table: a ring in which entry number i is at i & (capacity - 1), the entries that are live, and
+    # the number of the newest that there ever was.
+    cdef Entry* entries
+    cdef unsigned int capacity
+    cdef unsigned int live
+    cdef unsigned long long inserted
+    # Its size, the size to which the encoder last set it, and up to which it may set it.
+    cdef unsigned long size
+    cdef unsigned long max_size
+    cdef unsigned long limit
 
     cdef HpackFault decode(self, const unsigned char* block, Py_ssize_t n) noexcept
     cdef void set_limit(self, unsigned long size) noexcept
