@@ -80,7 +80,7 @@ def recognise_server(first: bytes) -> Recognised:
     """Say what a server speaks that was heard before its client was recognised: HTTP_2 or TCP.
 
     An HTTP/2 server's first frame is SETTINGS, on stream 0 and no acknowledgement (RFC 9113 section 3.4).
-    A few bytes that are no whole frame header are TCP: they may be all of a greeting that the client waits for.
+    Bytes too few for a frame header are TCP: they may be the whole greeting that the client waits for.
     """
     if len(first) < _FRAME_HEADER:
         return Recognised.TCP

@@ -18,8 +18,8 @@ from proxy.cells import Counter, Gauge, Histogram
 
 OTHER = "_other"
 LABEL_SETS_MAX = 2_000  # per family; precedent: the memory complaints of istio#35414 and kyma#9867
-# Per family, besides the standard ones of HTTP. Large gRPC services have tens of methods, a few have about a
-# hundred, and a sidecar sees its own and those that it calls; with a few codes each, LABEL_SETS_MAX holds them.
+# Per family, besides the standard ones of HTTP. Large gRPC services have tens of methods, a few about a
+# hundred; a sidecar sees its own and those that it calls. With a few codes each, LABEL_SETS_MAX holds them.
 METHODS_MAX = 256
 LABEL_LENGTH_MAX = 128  # characters; a longer value is nobody's method name
 

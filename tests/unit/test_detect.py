@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.detect import METHODS, Recognised, recognise
+from protocols.detect import METHODS, Recognised, recognise, recognise_server
 from tests.unit.http1_corpus import REQUESTS
 
 HTTP_1, HTTP_2, TLS, THRIFT, MQTT, TCP, HOLD, PASS = Recognised
@@ -150,6 +150,40 @@ def test_the_longest_lines_that_can_still_become_http_are_held() -> None:
 def test_whatever_begins_like_http_goes_to_its_engine(name: str) -> None:
     # Also what is hostile: the engine is strict, the detection generous.
     assert recognise(REQUESTS[name]) is HTTP_1
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+        b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64",
+        b"\x00\x00\x18\x04\x00\x00\x00\x00\x00\x00\x04\x00\x40\x00\x00\x00\x05\x00\x40",  # grpc's, cut
+        b"\x00\x3f\xfc\x04\x00\x00\x00\x00\x00",
+    ],
+)
+def test_a_server_that_begins_with_settings_speaks_http_2(greeting: bytes) -> None:
+    assert recognise_server(greeting) is HTTP_2
+    assert [recognise_server(greeting[:n]) for n in range(9)] == [TCP] * 9
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        b"",
+        b"\x00\x00\x05\x04\x00\x00\x00\x00\x00",  # no setting is 5 bytes
+        b"\x00\x40\x02\x04\x00\x00\x00\x00\x00",  # above 16,384
+        b"\x00\x00\x00\x04\x01\x00\x00\x00\x00",  # ACK of what nobody sent yet
+        b"\x00\x00\x00\x04\x00\x00\x00\x00\x01",  # on a stream
+        b"\x00\x00\x06\x04\x00\x80\x00\x00\x00",  # the reserved bit, which is never sent set
+        b"\x00\x00\x08\x06\x00\x00\x00\x00\x00",  # PING
+        b"\x4a\x00\x00\x00\x0a8.0.36\x00",  # MySQL
+        b"SSH-2.0-OpenSSH_9.2p1\r\n",
+        b"220 mail.example ESMTP\r\n",
+        b"HTTP/1.1 408 Request Timeout\r\n",
+    ],
+)
+def test_any_other_server_that_speaks_first_is_opaque(greeting: bytes) -> None:
+    assert recognise_server(greeting) is TCP
 
 
 SEEDS = [sent for sent, *_ in PROOFS] + [sent for sent, _ in OPAQUE if len(sent) < 100]

@@ -112,6 +112,17 @@ def test_methods_beyond_the_cap_are_other_and_the_standard_ones_never_are() -> N
     assert totals.value("arca_label_overflow_total", "arca_requests_total") == 10
 
 
+def test_every_method_of_a_large_grpc_service_has_its_own_count() -> None:
+    cells = Cells()
+    for number in range(100):
+        method = f"temporal.api.workflowservice.v1.WorkflowService/RespondWorkflowTask{number}"
+        for code, domain, cause in (("OK", "ok", ""), ("UNAVAILABLE", "application", "grpc_status")):
+            cells.counter("arca_requests_total", "grpc", "inbound", method, code, domain, cause).add(1)
+    changes = [change for change in cells.changes() if change[0] == 0]
+    assert len(changes) == 200
+    assert all(OTHER not in labels for _, labels, _ in changes)
+
+
 def test_a_family_has_a_hard_cap_on_label_sets_and_loses_no_count() -> None:
     cells = Cells()
     for number in range(LABEL_SETS_MAX + 50):

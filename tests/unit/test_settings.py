@@ -53,6 +53,14 @@ def test_variables_reach_the_tables_and_lists_are_separated_by_commas() -> None:
     assert [str(port) for port in settings.rules.inbound_ports] == ["80", "8000-8100"]
 
 
+def test_running_exchanges_are_reported_every_minute_as_often_as_one_likes_or_never(file: Path) -> None:
+    assert load().report_running_seconds == 60
+    assert load(flags={"report_running_seconds": "0"}).report_running_seconds == 0
+    file.write_text("report_running_seconds = 0.5")
+    assert load(file).report_running_seconds == 0.5
+    assert needs_restart(Settings(), load(file)) == []
+
+
 def test_forwards_alone_open_no_redirected_listener() -> None:
     settings = load(flags={"forward": [":8080=example.org:80"]})
     assert settings.listeners() == (Listener(Address("0.0.0.0", 8080), Address("example.org", 80)),)
@@ -70,6 +78,10 @@ def test_forwards_beside_an_explicit_listen_keep_it() -> None:
         ('workers = "4"', 'arca: FILE: workers: "4" is wrong: an integer from 0 to 1024'),
         ("workers = true", "arca: FILE: workers: true is wrong: an integer from 0 to 1024"),
         ("slow = 0", "arca: FILE: slow: 0 is wrong: a number above 0 to 86400"),
+        (
+            "report_running_seconds = -1",
+            "arca: FILE: report_running_seconds: -1 is wrong: a number from 0 to 86400",
+        ),
         ("slow = nan", "arca: FILE: slow: nan is wrong: a number above 0 to 86400"),
         ("sample = 1.1", "arca: FILE: sample: 1.1 is wrong: a number from 0 to 1"),
         ("strict = 1", "arca: FILE: strict: 1 is wrong: true or false"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.exchange import End, Exchange, Protocol
+from protocols.exchange import End, Exchange, Protocol, Rpc
 from proxy.metrics import METHODS_MAX, Cells
 from proxy.telemetry import Connection, Telemetry
 
@@ -37,6 +37,19 @@ def an_exchange(**fields: object) -> Exchange:
     return exchange
 
 
+def a_call(**fields: object) -> Exchange:
+    """A gRPC call that came to its end; ``rpc_*`` are the fields of its Rpc."""
+    rpc = Rpc()
+    rpc.status, rpc.message, rpc.timeout, rpc.first_message = 0, b"", 1.5, 100.2
+    rpc.request_messages, rpc.response_messages = 1, 2
+    for name in [name for name in fields if name.startswith("rpc_")]:
+        setattr(rpc, name.removeprefix("rpc_"), fields.pop(name))
+    return an_exchange(**{
+        "protocol": Protocol.GRPC, "method": b"a.Service/Do", "target": b"/a.Service/Do", "stream": 7,
+        "code": "OK", "rpc": rpc,
+    } | fields)  # fmt: skip
+
+
 def line_of(exchange: Exchange) -> dict[str, object]:
     blocks: list[bytes] = []
     telemetry = Telemetry(Cells(), blocks.append)
@@ -53,6 +66,63 @@ def test_the_line_has_the_keys_of_the_contract_in_their_order() -> None:
     verdict = line["verdict"]
     assert isinstance(verdict, dict)
     assert list(verdict) == VERDICT_KEYS
+
+
+def test_a_grpc_call_says_more_before_the_facts_of_its_connection() -> None:
+    line = line_of(a_call())
+    at = KEYS.index("tls")
+    assert list(line) == [*KEYS[:at], "stream", "grpc", *KEYS[at:]]
+    assert (line["protocol"], line["method"], line["target"]) == ("grpc", "a.Service/Do", "/a.Service/Do")
+    assert (line["status"], line["code"], line["stream"]) == (200, "OK", 7)
+    assert line["grpc"] == {
+        "message": "", "timeout_ms": 1500.0, "request_messages": 1, "response_messages": 2,
+        "compressed": False, "first_message_ms": 200.0, "web": False,
+    }  # fmt: skip
+    assert list(line["grpc"]) == [
+        "message", "timeout_ms", "request_messages", "response_messages", "compressed", "first_message_ms",
+        "web",
+    ]  # fmt: skip
+
+
+def test_what_a_grpc_call_did_not_say_is_null() -> None:
+    line = line_of(
+        a_call(rpc_timeout=-1.0, rpc_first_message=-1.0, rpc_message=None, rpc_web=True, rpc_compressed=True)
+    )
+    assert isinstance(line["grpc"], dict)
+    assert [line["grpc"][key] for key in ("message", "timeout_ms", "first_message_ms")] == [None] * 3
+    assert (line["grpc"]["web"], line["grpc"]["compressed"]) == (True, True)
+
+
+def test_http_2_without_grpc_has_its_stream_and_no_more() -> None:
+    line = line_of(an_exchange(protocol=Protocol.HTTP_2, stream=2**31 - 1))
+    at = KEYS.index("tls")
+    assert list(line) == [*KEYS[:at], "stream", *KEYS[at:]]
+    assert line["stream"] == 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    "call", [an_exchange(protocol=Protocol.HTTP_2, stream=3, ended=-1.0), a_call(ended=-1.0)]
+)
+def test_a_running_exchange_is_a_line_without_a_verdict_that_is_counted_nowhere(call: Exchange) -> None:
+    blocks: list[bytes] = []
+    cells = Cells()
+    telemetry = Telemetry(cells, blocks.append)
+    telemetry.record_running(call, CONNECTION, None, 162.5)
+    telemetry.flush()
+    line = json.loads(b"".join(blocks))
+    at = KEYS.index("tls")
+    expected = [*KEYS[:at], "stream", "grpc", "in_flight", *KEYS[at:]]
+    assert list(line) == [key for key in expected if key != "grpc" or call.rpc is not None]
+    assert (line["in_flight"], line["verdict"], line["duration_ms"]) == (True, None, 62500.0)
+    assert (line["request_bytes"], line["response_bytes"]) == (42, 1234567)
+    assert cells.changes() == []
+    assert telemetry.newest(10) == []
+
+
+def test_a_running_exchange_costs_nothing_where_nobody_reads() -> None:
+    telemetry = Telemetry(Cells(), None)
+    telemetry.record_running(a_call(), CONNECTION, None, 162.5)
+    assert telemetry.newest(10) == []
 
 
 def test_a_healthy_exchange() -> None:
@@ -115,6 +185,17 @@ def test_nothing_that_a_terminal_obeys_is_written_as_it_came(target: bytes) -> N
     assert all(0x20 <= byte < 0x7F for byte in line.rstrip(b"\n"))
 
 
+def test_a_grpc_message_reaches_no_terminal_as_it_came_and_stays_readable() -> None:
+    message = "n\u00e4rrisch \u202etxt\x1b[2J\x7f \u009b\nend".encode()
+    telemetry = Telemetry(Cells(), None)
+    telemetry.record(a_call(rpc_status=2, code="UNKNOWN", rpc_message=message), CONNECTION, None)
+    (line,) = telemetry.newest(1)
+    assert all(0x20 <= byte < 0x7F for byte in line.rstrip(b"\n"))
+    read = json.loads(line)
+    assert read["grpc"]["message"] == message.decode()
+    assert "n\u00e4rrisch" in read["verdict"]["explain"]
+
+
 @given(st.integers(0, 2**64 - 1))
 def test_byte_counts_are_exact(count: int) -> None:
     assert line_of(an_exchange(request_bytes=count))["request_bytes"] == count
@@ -159,6 +240,30 @@ def test_every_exchange_is_counted_by_what_became_of_it() -> None:
     early = ("http/1.1", "inbound", "GET", "", "application", "closed_early")
     assert counted("arca_requests_total", *early).value == 1
     assert counted("arca_request_bytes_total", "http/1.1", "inbound").value == 4 * 42
+
+
+def test_grpc_calls_are_counted_by_full_method_and_the_name_of_their_status() -> None:
+    cells = Cells()
+    telemetry = Telemetry(cells, None)
+    for status, code in ((0, "OK"), (14, "UNAVAILABLE"), (5, "NOT_FOUND"), (14, "UNAVAILABLE")):
+        telemetry.record(a_call(rpc_status=status, code=code), CONNECTION, None)
+    telemetry.record(a_call(end=End.DOWNSTREAM_RST_STREAM, rpc_status=-1, code=None), CONNECTION, None)
+    found = {labels[2:]: value for number, labels, value in cells.changes() if number == 0}
+    assert found == {
+        ("a.Service/Do", "OK", "ok", ""): 1,
+        ("a.Service/Do", "UNAVAILABLE", "application", "grpc_status"): 2,
+        ("a.Service/Do", "NOT_FOUND", "application", "grpc_status"): 1,
+        ("a.Service/Do", "", "client", "canceled"): 1,
+    }
+
+
+def test_grpc_statuses_that_nobody_defined_do_not_grow_the_counters() -> None:
+    cells = Cells()
+    telemetry = Telemetry(cells, None)
+    for status in range(17, 1017):
+        telemetry.record(a_call(rpc_status=status, code=str(status)), CONNECTION, None)
+    found = {labels[3]: value for number, labels, value in cells.changes() if number == 0}
+    assert found == {"_other": 1000}
 
 
 def test_the_same_cause_counts_for_whose_it_was() -> None:

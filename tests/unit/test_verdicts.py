@@ -7,7 +7,8 @@ import itertools
 
 import pytest
 
-from protocols.exchange import End, Exchange, Protocol
+from protocols.exchange import End, Exchange, Protocol, Rpc
+from protocols.http2_codes import ErrorCode
 from protocols.verdict import OK, Cause, Domain, Origin, Phase, Source, Verdict
 from proxy.verdicts import decide, dial_answer
 
@@ -24,14 +25,35 @@ def exchange(
     asked: bool = True,
     fault: str | None = None,
     target: bytes | None = b"/path",
+    stream_error: int = -1,
+    rpc: Rpc | None = None,
+    code: str | None = None,
 ) -> Exchange:
     made = Exchange(protocol, 100.0)
     made.end, made.error, made.status, made.fault, made.target = end, error, status, fault, target
+    made.stream_error, made.rpc, made.code = stream_error, rpc, code
     made.request_complete = asked
     made.first_byte = 100.010 if answered else -1.0
     made.ended = 100.0125
     made.request_bytes, made.response_bytes = 321, 123
     return made
+
+
+def rpc(status: int = -1, timeout: float = -1.0, message: bytes | None = None, web: bool = False) -> Rpc:
+    made = Rpc()
+    made.status, made.timeout, made.message, made.web = status, timeout, message, web
+    return made
+
+
+def called(end: End, **given: object) -> Verdict:
+    """The verdict on a gRPC call that lasted 12.5 ms."""
+    defaults = {"protocol": Protocol.GRPC, "status": 200, "answered": True, "target": b"/a.Service/Do"}
+    return decided(end, **(defaults | given))
+
+
+def facts(verdict: Verdict) -> dict[str, str | int | float]:
+    assert {each.source for each in verdict.evidence} <= {Source.WIRE}
+    return {each.name: each.value for each in verdict.evidence}
 
 
 def decided(end: End, **given: object) -> Verdict:
@@ -112,6 +134,10 @@ def test_a_dial_that_failed(error: int, domain: Domain, cause: Cause, origin: Or
         (True, False, Protocol.HTTP_1_1, Phase.WAIT),
         (True, True, Protocol.HTTP_1_1, Phase.RESPONSE),
         (False, True, Protocol.HTTP_1_1, Phase.RESPONSE),
+        (False, False, Protocol.HTTP_2, Phase.REQUEST),
+        (True, False, Protocol.HTTP_2, Phase.WAIT),
+        (False, False, Protocol.GRPC, Phase.REQUEST),
+        (True, True, Protocol.GRPC, Phase.RESPONSE),
         (False, False, Protocol.TCP, Phase.WAIT),
         (False, True, Protocol.TLS, Phase.RESPONSE),
     ],
@@ -171,6 +197,170 @@ def test_what_was_refused_is_certain(end: End, domain: Domain, cause: Cause, pha
         assert "bare LF" in verdict.explain
 
 
+def test_a_grpc_call_with_status_ok_is_ok() -> None:
+    assert called(End.COMPLETE, rpc=rpc(0), code="OK") is OK
+    assert called(End.COMPLETE, rpc=rpc(0, timeout=0.001), code="OK") is OK
+
+
+def test_a_grpc_status_the_server_sent_is_the_applications() -> None:
+    verdict = called(End.COMPLETE, rpc=rpc(14, message="no\nbackend \u202e".encode()), code="UNAVAILABLE")
+    assert (verdict.domain, verdict.cause, verdict.origin) == (
+        Domain.APPLICATION,
+        Cause.GRPC_STATUS,
+        Origin.UPSTREAM,
+    )
+    assert (verdict.phase, verdict.confidence) == (Phase.RESPONSE, 1.0)
+    assert facts(verdict) == {"grpc_status": "UNAVAILABLE", "grpc_status_number": 14}
+    assert verdict.explain == '10.0.0.1:80 itself answered UNAVAILABLE (14) after 12.5 ms: "no backend  ".'
+    assert verdict.check == "grpcurl -plaintext 10.0.0.1:80 a.Service/Do"
+
+
+def test_a_status_that_grpc_does_not_define_is_told_by_its_number() -> None:
+    verdict = called(End.COMPLETE, rpc=rpc(1234), code="1234")
+    assert verdict.cause is Cause.GRPC_STATUS
+    assert facts(verdict) == {"grpc_status": "1234", "grpc_status_number": 1234}
+
+
+def test_a_long_grpc_message_is_cut_in_the_sentence() -> None:
+    explain = called(End.COMPLETE, rpc=rpc(13, message=b"x" * 1000), code="INTERNAL").explain
+    assert explain is not None
+    assert len(explain) < 300
+
+
+@pytest.mark.parametrize(
+    ("timeout", "cause"),
+    [
+        (0.0125, Cause.DEADLINE_EXCEEDED),
+        (0.0130, Cause.DEADLINE_EXCEEDED),
+        (0.0, Cause.DEADLINE_EXCEEDED),
+        (0.0150, Cause.GRPC_STATUS),  # some other call's deadline, inside the application
+        (-1.0, Cause.GRPC_STATUS),
+    ],
+)
+def test_a_server_that_ends_a_call_at_its_deadline(timeout: float, cause: Cause) -> None:
+    verdict = called(End.COMPLETE, rpc=rpc(4, timeout), code="DEADLINE_EXCEEDED")
+    assert (verdict.domain, verdict.cause, verdict.origin) == (Domain.APPLICATION, cause, Origin.UPSTREAM)
+    assert facts(verdict)["grpc_status"] == "DEADLINE_EXCEEDED"
+    assert ("grpc_timeout_ms" in facts(verdict)) is (cause is Cause.DEADLINE_EXCEEDED)
+
+
+@pytest.mark.parametrize("status", [200, 204, 302])
+def test_an_answer_to_grpc_without_a_grpc_status_breaks_the_protocol(status: int) -> None:
+    verdict = called(End.COMPLETE, rpc=rpc(-1), status=status)
+    assert (verdict.domain, verdict.cause, verdict.confidence) == (
+        Domain.APPLICATION,
+        Cause.PROTOCOL_ERROR,
+        1.0,
+    )
+    assert facts(verdict) == {"fault": "the response ended without grpc-status", "status": status}
+
+
+def test_a_grpc_call_that_http_refused_is_judged_as_http() -> None:
+    verdict = called(End.COMPLETE, rpc=rpc(-1), status=503)
+    assert (verdict.cause, facts(verdict)) == (Cause.STATUS_5XX, {"status": 503})
+    verdict = called(End.COMPLETE, rpc=rpc(16), code="UNAUTHENTICATED", status=401)
+    assert verdict.cause is Cause.STATUS_4XX
+    assert facts(verdict) == {"status": 401, "grpc_status": "UNAUTHENTICATED", "grpc_status_number": 16}
+
+
+@pytest.mark.parametrize("code", [ErrorCode.CANCEL, ErrorCode.NO_ERROR, ErrorCode.INTERNAL_ERROR, 0x1F])
+@pytest.mark.parametrize("timeout", [-1.0, 0.0130])
+def test_a_stream_that_downstream_resets_was_canceled(code: int, timeout: float) -> None:
+    verdict = called(End.DOWNSTREAM_RST_STREAM, stream_error=code, rpc=rpc(timeout=timeout))
+    assert (verdict.domain, verdict.cause, verdict.origin) == (
+        Domain.CLIENT,
+        Cause.CANCELED,
+        Origin.DOWNSTREAM,
+    )
+    assert verdict.confidence == 1.0
+    assert facts(verdict) == {"rst_stream": "0x1f" if code == 0x1F else ErrorCode(code).name}
+
+
+@pytest.mark.parametrize(
+    ("end", "domain", "cause", "of"),
+    [
+        (End.DOWNSTREAM_RST_STREAM, Domain.CLIENT, Cause.CANCELED, "response"),
+        (End.UPSTREAM_RST_STREAM, Domain.APPLICATION, Cause.ABORTED, "request"),
+    ],
+)
+@pytest.mark.parametrize(
+    "code", [ErrorCode.PROTOCOL_ERROR, ErrorCode.FLOW_CONTROL_ERROR, ErrorCode.STREAM_CLOSED]
+)
+def test_who_complains_of_the_other_gave_up_but_is_not_believed_blindly(
+    end: End, domain: Domain, cause: Cause, of: str, code: ErrorCode
+) -> None:
+    verdict = called(end, stream_error=code, rpc=rpc(timeout=0.001))
+    assert (verdict.domain, verdict.cause) == (domain, cause)
+    assert verdict.confidence < 1
+    assert verdict.explain is not None
+    assert f"it complains of the {of}" in verdict.explain
+    assert code.name in verdict.explain
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.0120, 0.0126])
+def test_a_client_that_gives_up_at_its_deadline_leaves_open_who_was_slow(timeout: float) -> None:
+    verdict = called(End.DOWNSTREAM_RST_STREAM, stream_error=ErrorCode.CANCEL, rpc=rpc(timeout=timeout))
+    assert (verdict.domain, verdict.cause, verdict.origin) == (Domain.UNKNOWN, Cause.DEADLINE_EXCEEDED, None)
+    assert verdict.confidence == 0
+    assert facts(verdict) == {"rst_stream": "CANCEL", "grpc_timeout_ms": timeout * 1000}
+    assert verdict.explain is not None
+    assert "is missing" in verdict.explain
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (ErrorCode.REFUSED_STREAM, "may be sent again"),
+        (ErrorCode.INTERNAL_ERROR, "an error of its own"),
+        (ErrorCode.CANCEL, "(CANCEL)"),
+        (ErrorCode.CONNECT_ERROR, "(CONNECT_ERROR)"),
+        (0xFFFFFFFF, "(0xffffffff)"),
+    ],
+)
+def test_a_stream_that_upstream_resets_was_aborted_by_it(code: int, says: str) -> None:
+    verdict = decided(End.UPSTREAM_RST_STREAM, stream_error=code, protocol=Protocol.HTTP_2)
+    assert (verdict.domain, verdict.cause, verdict.origin) == (
+        Domain.APPLICATION,
+        Cause.ABORTED,
+        Origin.UPSTREAM,
+    )
+    assert (verdict.phase, verdict.confidence) == (Phase.WAIT, 1.0)
+    assert verdict.explain is not None
+    assert says in verdict.explain
+    assert list(facts(verdict)) == ["rst_stream"]
+    assert verdict.check == "curl -sv -o /dev/null --http2-prior-knowledge http://10.0.0.1:80/path"
+
+
+def test_an_upstream_that_cancels_a_call_after_its_deadline_kept_to_it() -> None:
+    late = called(End.UPSTREAM_RST_STREAM, stream_error=ErrorCode.CANCEL, rpc=rpc(timeout=0.012))
+    assert (late.domain, late.cause) == (Domain.APPLICATION, Cause.DEADLINE_EXCEEDED)
+    early = called(End.UPSTREAM_RST_STREAM, stream_error=ErrorCode.CANCEL, rpc=rpc(timeout=0.020))
+    assert (early.domain, early.cause) == (Domain.APPLICATION, Cause.ABORTED)
+    refused = called(End.UPSTREAM_RST_STREAM, stream_error=ErrorCode.REFUSED_STREAM, rpc=rpc(timeout=0.001))
+    assert refused.cause is Cause.ABORTED
+
+
+def test_a_stream_that_goaway_leaves_out_was_not_processed() -> None:
+    verdict = called(End.UPSTREAM_GOAWAY, stream_error=ErrorCode.NO_ERROR, rpc=rpc(), answered=False)
+    assert (verdict.domain, verdict.cause, verdict.confidence) == (Domain.APPLICATION, Cause.ABORTED, 1.0)
+    assert facts(verdict) == {"goaway": "NO_ERROR"}
+    assert verdict.explain is not None
+    assert "did not process the request, which may be sent again" in verdict.explain
+
+
+def test_the_check_of_grpc_web_is_a_command_that_speaks_it() -> None:
+    verdict = called(End.COMPLETE, rpc=rpc(13, web=True), code="INTERNAL")
+    assert verdict.check == (
+        "curl -sv -o /dev/null -X POST -H 'content-type: application/grpc-web+proto' --data-binary '' "
+        "http://10.0.0.1:80/a.Service/Do"
+    )
+
+
+def test_the_check_of_a_call_with_an_unusual_name_asks_for_the_services() -> None:
+    verdict = called(End.COMPLETE, rpc=rpc(13), code="INTERNAL", target=b"/a;reboot/b")
+    assert verdict.check == "grpcurl -plaintext 10.0.0.1:80 list"
+
+
 def test_a_reset_by_the_peers_kernel_is_not_claimed_for_sure() -> None:
     """errno cannot tell who reset a connection (verdicts.md, Kernel signals)."""
     assert decided(End.UPSTREAM_RST, error=errno.ECONNRESET).confidence <= 0.5
@@ -178,13 +368,18 @@ def test_a_reset_by_the_peers_kernel_is_not_claimed_for_sure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "status", "answered", "error"),
-    list(itertools.product(End, (0, 200, 404, 503), (False, True), (0, errno.ECONNRESET, 99999))),
+    ("end", "status", "answered", "error", "grpc"),
+    list(
+        itertools.product(
+            End, (0, 200, 404, 503), (False, True), (0, errno.ECONNRESET, 99999), (None, -1, 0, 4, 14)
+        )
+    ),
 )
-def test_every_verdict_is_whole(end: End, status: int, answered: bool, error: int) -> None:
+def test_every_verdict_is_whole(end: End, status: int, answered: bool, error: int, grpc: int | None) -> None:
     """Of the closed lists, with a sentence that has its figures, and confidence only where there is proof."""
     fault = "bare LF" if end is End.DOWNSTREAM_FAULT else None  # the engine always has one for it
-    verdict = decided(end, status=status, answered=answered, error=error, fault=fault)
+    call = None if grpc is None else rpc(grpc, timeout=0.01)
+    verdict = decided(end, status=status, answered=answered, error=error, fault=fault, rpc=call)
     if verdict.domain is Domain.OK:
         assert (end, verdict.cause) == (End.COMPLETE, None)
         return
@@ -198,7 +393,7 @@ def test_every_verdict_is_whole(end: End, status: int, answered: bool, error: in
     assert "\n" not in verdict.explain
     assert "None" not in verdict.explain
     for evidence in verdict.evidence:
-        assert evidence.at_ms == 12.5
+        assert evidence.at_ms == (0 if evidence.name == "grpc_timeout_ms" else 12.5)
         if evidence.source is Source.ERRNO:
             assert verdict.confidence < 1, "an errno alone proves nothing"
 
