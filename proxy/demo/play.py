@@ -12,6 +12,7 @@ from protocols.verdict import Cause, Domain
 
 ROUNDS = 2  # of the whole play, for each address family
 GIVES_UP_AFTER = 0.4  # seconds; curl --max-time
+DEADLINE_MS = 300  # of a call that the gRPC service never answers
 HANGS = 5.0  # seconds that the application takes for /hang; nobody in the play waits so long
 SLOW = 0.25  # seconds for /slow, which is no fault
 
@@ -31,6 +32,18 @@ class Host(StrEnum):
 BOTH = (Host.CLIENT, Host.SERVER)
 
 
+class Port(StrEnum):
+    """What can be called on the server. The numbers are the stage's."""
+
+    WEB = "web"  # nginx
+    HTTP2 = "http2"  # the same, in HTTP/2 from the first byte
+    GRPC = "grpc"
+    CLOSED = "closed"  # nobody listens there
+
+
+SERVED = (Port.WEB, Port.HTTP2, Port.GRPC)
+
+
 @dataclass(frozen=True, slots=True)
 class Expected:
     """What an exchange must be called, and at whose ARCA it must be seen."""
@@ -44,59 +57,137 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """One request by curl. ``curl_status`` is what curl must end with: the client sees what it always saw."""
+class _Scene:
+    """One thing that is tried, again and again, and what both ARCAs must call it."""
 
     name: str
     what: str
-    path: str
     expected: Expected
-    curl_status: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request(_Scene):
+    """A request by curl. ``curl_status`` is what curl must end with: the client sees what it always saw."""
+
+    path: str
+    port: Port = Port.WEB
     options: tuple[str, ...] = ()
-    listener: bool = True  # whether anybody listens on the port
+    curl_status: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Call(_Scene):
+    """A gRPC call. ``code`` is what grpcio must end with, after so many ``messages`` from the service.
+
+    A deadline is told to the service and kept by it alone: if both ends did, they would end the call at the
+    same moment, and whose word came first on the wire, which is all that is seen, would be chance.
+    """
+
+    method: str
+    code: str
+    messages: int = 0
+    cancel: bool = False  # after those messages
+    deadline_ms: int | None = None
+
+
+Scene = Request | Call
 
 
 def _application(cause: Cause) -> Expected:
     return Expected(Domain.APPLICATION, cause)
 
 
-SCENES = (
-    Scene("missing", "the server answers 404", "/missing", _application(Cause.STATUS_4XX)),
-    Scene("broken", "the server answers 500", "/broken", _application(Cause.STATUS_5XX)),
-    Scene(
+_HTTP2 = ("--http2-prior-knowledge",)
+
+REQUESTS = (
+    Request("missing", "the server answers 404", _application(Cause.STATUS_4XX), "/missing"),
+    Request("broken", "the server answers 500", _application(Cause.STATUS_5XX), "/broken"),
+    Request(
         "refused",
         "nothing listens on the port",
-        "/",
         Expected(Domain.INFRASTRUCTURE, Cause.CONNECT_REFUSED, (Host.CLIENT,)),
-        listener=False,
+        "/",
+        Port.CLOSED,
     ),
-    Scene(
+    Request(
         "closed",
         "the server closes instead of answering",
-        "/close",
         _application(Cause.CLOSED_EARLY),
+        "/close",
         curl_status=52,  # empty reply from server
     ),
-    Scene(
+    Request(
         "cut",
         "the response ends in its middle",
-        "/cut",
         _application(Cause.CLOSED_EARLY),
+        "/cut",
         curl_status=18,  # partial file
     ),
-    Scene(
+    Request(
         "gives-up",
         f"the client gives up after {GIVES_UP_AFTER:g} s",
-        "/hang",
         Expected(Domain.CLIENT, Cause.CANCELED),
-        curl_status=28,  # operation timed out
+        "/hang",
         options=("--max-time", str(GIVES_UP_AFTER)),
+        curl_status=28,  # operation timed out
     ),
-    # Controls: what is slow, old or has a body, and is no fault at all.
-    Scene("slow", "control: slow, but answered", "/slow", Expected(Domain.OK)),
-    Scene("old", "control: HTTP/1.0", "/", Expected(Domain.OK), options=("--http1.0",)),
-    Scene("post", "control: a POST", "/orders", Expected(Domain.OK), options=("--data", "item=1&count=3")),
+    Request(
+        "h2-broken",
+        "the server answers 500 over HTTP/2",
+        _application(Cause.STATUS_5XX),
+        "/broken",
+        Port.HTTP2,
+        _HTTP2,
+    ),
+    # Controls: what is slow, old, new or has a body, and is no fault at all.
+    Request("slow", "control: slow, but answered", Expected(Domain.OK), "/slow"),
+    Request("old", "control: HTTP/1.0", Expected(Domain.OK), "/", options=("--http1.0",)),
+    Request("post", "control: a POST", Expected(Domain.OK), "/orders", options=("--data", "item=1&count=3")),
+    Request("h2", "control: HTTP/2", Expected(Domain.OK), "/", Port.HTTP2, _HTTP2),
 )
 
-STEADY = "steady traffic, keep-alive, GET and POST"
+CALLS = (
+    Call(
+        "grpc-missing",
+        "the gRPC service answers NOT_FOUND",
+        _application(Cause.GRPC_STATUS),
+        "demo.Stock/Find",
+        "NOT_FOUND",
+    ),
+    Call(
+        "grpc-down",
+        "the gRPC service answers UNAVAILABLE",
+        _application(Cause.GRPC_STATUS),
+        "demo.Stock/Reserve",
+        "UNAVAILABLE",
+    ),
+    Call(
+        "grpc-late",
+        f"a gRPC call is over its {DEADLINE_MS} ms deadline",
+        _application(Cause.DEADLINE_EXCEEDED),
+        "demo.Stock/Price",
+        "DEADLINE_EXCEEDED",
+        deadline_ms=DEADLINE_MS,
+    ),
+    Call(
+        "grpc-cut",
+        "a gRPC stream breaks off with DATA_LOSS",
+        _application(Cause.GRPC_STATUS),
+        "demo.Stock/Export",
+        "DATA_LOSS",
+        messages=3,
+    ),
+    Call(
+        "grpc-cancel",
+        "the client cancels a gRPC stream",
+        Expected(Domain.CLIENT, Cause.CANCELED),
+        "demo.Stock/Follow",
+        "CANCELLED",
+        messages=2,
+        cancel=True,
+    ),
+)
+
+STEADY_HTTP = "steady traffic, keep-alive, GET and POST"
+STEADY_GRPC = "steady gRPC: unary, stream, both ways"
 STEADY_EXPECTED = Expected(Domain.OK)

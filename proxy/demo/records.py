@@ -33,6 +33,14 @@ class Verdict(msgspec.Struct, frozen=True):
         return self.domain if self.cause is None else f"{self.domain}/{self.cause}"
 
 
+class Grpc(msgspec.Struct, frozen=True):
+    """What a gRPC call has beside the exchange that carries it."""
+
+    request_messages: int
+    response_messages: int
+    first_message_ms: float | None
+
+
 class Exchange(msgspec.Struct, frozen=True):
     """The keys of one line of the exchange log that the demo looks at."""
 
@@ -47,6 +55,23 @@ class Exchange(msgspec.Struct, frozen=True):
     trace_id: str | None
     duration_ms: float
     verdict: Verdict
+    code: str | None = None
+    grpc: Grpc | None = None
+
+    @property
+    def request(self) -> str:
+        """What was asked for."""
+        if self.grpc is not None:
+            return self.method or ""
+        path = None if self.target is None else self.target.partition("?")[0]
+        return " ".join(part for part in (self.method, path) if part is not None)
+
+    @property
+    def answer(self) -> str:
+        """What it came to, in its protocol's words. A gRPC call's HTTP status says nothing."""
+        if self.grpc is not None:
+            return self.code or "no status"
+        return "no answer" if self.status is None else str(self.status)
 
 
 _decode = msgspec.json.Decoder(Exchange).decode
@@ -111,9 +136,8 @@ class Outcome(NamedTuple):
     """One kind of outcome."""
 
     verdict: str
-    method: str | None
-    path: str | None
-    status: int | None
+    request: str
+    answer: str
 
 
 def outcomes(logs: Logs) -> dict[Outcome, dict[Host, list[Exchange]]]:
@@ -121,9 +145,8 @@ def outcomes(logs: Logs) -> dict[Outcome, dict[Host, list[Exchange]]]:
     found: defaultdict[Outcome, dict[Host, list[Exchange]]] = defaultdict(lambda: {host: [] for host in BOTH})
     for host, log in logs.items():
         for each in log.exchanges:
-            path = None if each.target is None else each.target.partition("?")[0]
-            found[Outcome(str(each.verdict), each.method, path, each.status)][host].append(each)
-    return dict(sorted(found.items(), key=lambda item: (item[0].verdict == "ok", str(item[0]))))
+            found[Outcome(str(each.verdict), each.request, each.answer)][host].append(each)
+    return dict(sorted(found.items(), key=lambda item: (item[0].verdict == "ok", item[0])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,4 +234,4 @@ def _traces(exchanges: list[Exchange]) -> set[str | None]:
 
 
 def _words(each: Exchange) -> str:
-    return f"{each.verdict} ({each.method} {each.target}, status {each.status}: {each.verdict.explain})"
+    return f"{each.verdict} ({each.request} -> {each.answer}: {each.verdict.explain})"

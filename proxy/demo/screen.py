@@ -28,6 +28,8 @@ from proxy.demo import records
 # piped into a file has no width of its own, and gets these.
 _WIDE = 110
 
+_COMPLAINTS = 20  # shown at most: one defect may have hundreds
+
 _COLOUR = {
     Domain.OK: "green",
     Domain.CLIENT: "magenta",
@@ -49,19 +51,24 @@ class Screen:
         self._ticks = ("✓", "✗") if self._console.encoding.startswith("utf") else ("yes", "NO")
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
-    def open(self, stage: Stage, command: str) -> None:
+    def open(self, stage: Stage, command: str, no_grpc: str | None) -> None:
         say = self._console.print
         say(Text("ARCA demo", style="bold") + Text(f": {stage.title}"))
         for remark in stage.remarks:
             say(Text(remark, style="yellow"))
-        say(Text("client -> ARCA -> ARCA -> nginx; each ARCA is a real:  ") + Text(command, style="cyan"))
+        server = "nginx and a gRPC service" if no_grpc is None else "nginx"
+        if no_grpc is not None:
+            say(Text(f"Without gRPC: {no_grpc}.", style="yellow"))
+        say(Text(f"client -> ARCA -> ARCA -> {server}; each ARCA is a real:  ") + Text(command, style="cyan"))
         if self._console.is_terminal:
             self._live.start()
 
     def update(self, logs: Logs, now: str) -> None:
         if self._live.is_started:
             self._live.update(
-                Group(_edges(logs, narrow=self._narrow), Text(f"  now: {now}", style="cyan")), refresh=True
+                # A terminal that is too low for the table loses its end.
+                Group(Text(f"  now: {now}", style="cyan"), _edges(logs, narrow=self._narrow)),
+                refresh=True,
             )
 
     def close(self) -> None:
@@ -87,8 +94,10 @@ class Screen:
         say(self._tick(not wrong), end="")
         if wrong:
             say(f" {len(wrong)} things are not as they should be:")
-            for line in wrong:
+            for line in wrong[:_COMPLAINTS]:
                 say(Text(f"  - {line}", style="red"))
+            if len(wrong) > _COMPLAINTS:
+                say(Text(f"  and {len(wrong) - _COMPLAINTS} more", style="red"))
         else:
             say(f" every fault got its verdict, and every process ended well; {seconds:.0f} s")
 
@@ -153,9 +162,9 @@ def _outcome(outcome: Outcome, seen: dict[Host, list[Exchange]]) -> RenderableTy
     example, other = _example(seen)
     verdict = example.verdict
     style = _COLOUR.get(Domain(verdict.domain), "white")
-    line = Text(f"{verdict!s:<32}", style=style)
+    line = Text(f"{verdict!s:<31}", style=style)
     line.append(f"{verdict.confidence:<5.2f}", style="dim")
-    line.append(f"{outcome.method or ''} {outcome.path or ''} -> {outcome.status or 'no answer'}".ljust(25))
+    line.append(f"{outcome.request} -> {outcome.answer}".ljust(32) + " ")
     line.append(" + ".join(str(len(seen[host])) for host in BOTH))
     return Group(
         line,
@@ -168,6 +177,11 @@ def _proof(example: Exchange, other: Exchange | None) -> Iterator[str]:
         yield example.verdict.explain
     if example.verdict.check:
         yield f"check: {example.verdict.check}"
+    if (grpc := example.grpc) is not None:
+        first = ""
+        if grpc.first_message_ms is not None:
+            first = f", the first after {grpc.first_message_ms:.1f} of {example.duration_ms:.1f} ms"
+        yield f"messages: {grpc.request_messages} to the service, {grpc.response_messages} back{first}"
     where = "at one ARCA only"
     if other is not None:
         where = "at both" if other.trace_id == example.trace_id else f"but {other.trace_id} at the server's"

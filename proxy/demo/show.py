@@ -9,31 +9,44 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from proxy.demo import play, records, stage
-from proxy.demo.actors import Application, Arca, Curl, SteadyClient, missing_programs, nginx
-from proxy.demo.play import BOTH, Host
+from proxy.demo.actors import (
+    Application,
+    Arca,
+    Curl,
+    GrpcCall,
+    GrpcClient,
+    GrpcService,
+    SteadyClient,
+    grpc_lacks,
+    missing_programs,
+    nginx,
+)
+from proxy.demo.play import BOTH, Call, Host, Request
 from proxy.demo.records import Injected, Log
 from proxy.demo.screen import Screen
 from proxy.demo.stage import StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
-    from proxy.demo.actors import Actor
+    from proxy.demo.actors import Actor, Attempt
     from proxy.demo.play import Family, Scene
     from proxy.demo.stage import Stage
 
 READY_SECONDS = 15.0
-LATEST_SECONDS = 45.0  # from the start; the play takes about ten
+LATEST_SECONDS = 45.0  # from the start; the play takes about a third
 _TICK = 0.02
 _FRAME = 0.2  # seconds between two pictures
-_PAUSE = 0.1  # between two requests of curl, for the eye
+_PAUSE = 0.06  # between two scenes, for the eye
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 FAILED = 1
+
+_Actor = TypeVar("_Actor", bound="Actor")
 
 
 class InterruptedShowError(Exception):
@@ -96,7 +109,8 @@ class Show:
         self._began = time.monotonic()
         self._logs: dict[Host, Log] = {}
         self._company: list[Actor] = []
-        self._curls: defaultdict[Scene, list[str]] = defaultdict(list)
+        self._callers: dict[Family, GrpcClient] = {}
+        self._tried: defaultdict[Scene, list[str]] = defaultdict(list)
         self._amiss: defaultdict[Scene, list[str]] = defaultdict(list)
         self._now = "starting"
         self._drawn = 0.0
@@ -111,24 +125,31 @@ class Show:
             self._logs = {host: Log(folder / f"{host}.jsonl") for host in BOTH}
             left_over.callback(self._end_company)
 
-            self._screen.open(place, "arca run -c FILE" + (" --forward ..." if why else ""))
+            no_grpc = grpc_lacks()
+            self._screen.open(place, "arca run -c FILE" + (" --forward ..." if why else ""), no_grpc)
             left_over.callback(self._screen.close)
             application = Application(folder)
             left_over.callback(application.close)
-            self._company.append(nginx(place, folder))
-            proxies = [Arca(host, place, folder) for host in BOTH]
-            self._company += proxies
-            for proxy in proxies:
-                self._until(proxy.is_ready, READY_SECONDS, f"{proxy.title} did not become ready")
+            self._enter(nginx(place, folder))
+            proxies = [self._enter(Arca(host, place, folder)) for host in BOTH]
+            to_come: list[Arca | GrpcService] = [*proxies]
+            if not no_grpc:
+                to_come.append(self._enter(GrpcService(place, folder)))
+            for each in to_come:
+                self._until(each.is_ready, READY_SECONDS, f"{each.title} did not become ready")
 
-            clients = [SteadyClient(family, place, folder) for family in place.families]
-            self._company += clients
-            self._play(place)
+            clients: list[SteadyClient | GrpcClient] = []
+            for family in place.families:
+                clients.append(self._enter(SteadyClient(family, place, folder)))
+                if not no_grpc:
+                    self._callers[family] = self._enter(GrpcClient(family, place, folder))
+            clients += self._callers.values()
+            self._play(place, play.REQUESTS if no_grpc else play.REQUESTS + play.CALLS)
 
             # Those who ask end first, then the proxies, then who answers.
             self._now = "ending"
             wrong = self._end(clients) + self._end(proxies)
-            wrong += self._end([each for each in self._company if each not in clients + proxies])
+            wrong += self._end([each for each in self._company if each not in [*clients, *proxies]])
             self._look()
             self._screen.close()
             judgement = records.judge(self._injected(clients), self._logs, place.directions)
@@ -137,36 +158,47 @@ class Show:
         self._screen.report(self._logs, judgement, wrong, time.monotonic() - self._began)
         return FAILED if wrong else 0
 
-    def _play(self, place: Stage) -> None:
+    def _enter(self, actor: _Actor) -> _Actor:
+        """From now on it must not fall, and is ended whatever happens."""
+        self._company.append(actor)
+        return actor
+
+    def _play(self, place: Stage, scenes: Sequence[Scene]) -> None:
         numbers = itertools.count(1)
         self._wait(1.0)
         for _ in range(play.ROUNDS):
             for family in place.families:
-                for scene in play.SCENES:
+                for scene in scenes:
                     self._act(scene, family, f"demo-{next(numbers)}-{scene.name}", place)
                     self._wait(_PAUSE)
         self._wait(0.5)
 
     def _act(self, scene: Scene, family: Family, request_id: str, place: Stage) -> None:
         self._now = f"{family}, {scene.what} (request id {request_id})"
-        curl = Curl(scene, family, request_id, place)
+        attempt = self._begin(scene, family, request_id, place)
         try:
-            self._until(curl.has_ended, 12.0, f"curl {scene.path} did not end")
+            self._until(attempt.has_ended, 12.0, f"{scene.what}: its client did not end")
         finally:
-            end = curl.end()
-        self._curls[scene].append(request_id)
-        if end.status != scene.curl_status:
-            self._amiss[scene].append(
-                f"curl ended with {end.status} instead of {scene.curl_status}, HTTP status {end.http_status}"
-            )
+            amiss = attempt.end()
+        self._tried[scene].append(request_id)
+        if amiss is not None:
+            self._amiss[scene].append(amiss)
 
-    def _injected(self, clients: list[SteadyClient]) -> Iterator[Injected]:
-        for scene, request_ids in self._curls.items():
+    def _begin(self, scene: Scene, family: Family, request_id: str, place: Stage) -> Attempt:
+        match scene:
+            case Request():
+                return Curl(scene, family, request_id, place)
+            case Call():
+                return GrpcCall(scene, request_id, self._callers[family])
+
+    def _injected(self, clients: list[SteadyClient | GrpcClient]) -> Iterator[Injected]:
+        for scene, request_ids in self._tried.items():
             yield Injected(scene.what, scene.expected, request_ids, self._amiss[scene])
-        seen = [client.seen() for client in clients]
-        request_ids = [request_id for each in seen for request_id in each.request_ids]
-        failures = [failure for each in seen for failure in each.failures]
-        yield Injected(play.STEADY, play.STEADY_EXPECTED, request_ids, failures)
+        for steady in dict.fromkeys(client.steady for client in clients):
+            seen = [client.seen() for client in clients if client.steady == steady]
+            request_ids = [request_id for each in seen for request_id in each.request_ids]
+            failures = [failure for each in seen for failure in each.failures]
+            yield Injected(steady, play.STEADY_EXPECTED, request_ids, failures)
 
     # ---- time
 
@@ -204,7 +236,7 @@ class Show:
 
     # ---- endings
 
-    def _end(self, actors: list[Actor] | list[Arca] | list[SteadyClient]) -> list[str]:
+    def _end(self, actors: Sequence[Actor]) -> list[str]:
         """Ends them side by side; answers what did not go well."""
         for actor in actors:
             actor.ask_to_end()

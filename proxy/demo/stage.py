@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.demo.play import BOTH, Family, Host
+from proxy.demo.play import BOTH, SERVED, Family, Host, Port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,11 +48,11 @@ class Stage(Protocol):
     families: tuple[Family, ...]
     directions: dict[Host, str]  # what an ARCA must call the traffic that it sees
 
-    def url(self, family: Family, *, listener: bool) -> str:
-        """Where a client finds the server, or a port on which nobody listens; without a path."""
+    def address(self, family: Family, port: Port) -> str:
+        """Where a client finds the server."""
 
-    def server_addresses(self) -> list[str]:
-        """What nginx is told to listen on."""
+    def listens(self, port: Port) -> list[str]:
+        """What the server of ``port`` is told to listen on."""
 
     def settings(self, host: Host) -> str:
         """The part of arca.toml that says what the ARCA of ``host`` takes."""
@@ -71,7 +71,7 @@ class Stage(Protocol):
 
 # ---- with root
 
-_WEB, _CLOSED = 80, 8080  # nginx listens on the one, nobody on the other
+_PORTS = {Port.WEB: 80, Port.HTTP2: 81, Port.GRPC: 9000, Port.CLOSED: 8080}
 _IFA_F_NODAD = 0x02  # linux/if_addr.h: otherwise the address cannot be used for a second or two
 
 
@@ -148,17 +148,16 @@ class Namespaces:
         (index,) = route.link_lookup(ifname="eth0")
         route.addr("add", index=index, address=_address(host, Family.IPV6), prefixlen=64, flags=_IFA_F_NODAD)
 
-    def url(self, family: Family, *, listener: bool) -> str:
-        port = _WEB if listener else _CLOSED
-        return f"http://{_bracketed(_address(Host.SERVER, family))}:{port}"
+    def address(self, family: Family, port: Port) -> str:
+        return f"{_bracketed(_address(Host.SERVER, family))}:{_PORTS[port]}"
 
-    def server_addresses(self) -> list[str]:
-        return [f"{_bracketed(_address(Host.SERVER, each))}:{_WEB}" for each in self.families]
+    def listens(self, port: Port) -> list[str]:
+        return [self.address(family, port) for family in self.families]
 
     def settings(self, host: Host) -> str:
         if host is Host.SERVER:
-            return f"[rules]\napply = true\ninbound_ports = [{_WEB}]\n"
-        return f"[rules]\napply = true\noutbound_ports = [{_WEB}, {_CLOSED}]\n"
+            return f"[rules]\napply = true\ninbound_ports = {[_PORTS[each] for each in SERVED]}\n"
+        return f"[rules]\napply = true\noutbound_ports = {list(_PORTS.values())}\n"
 
     def flags(self, host: Host) -> list[str]:
         return []
@@ -200,7 +199,8 @@ class Loopback:
         self.directions = dict.fromkeys(BOTH, "inbound")  # every address is this host's own
         # A port that is bound and not listened on refuses connections, and nobody else can come to listen.
         self._closed: dict[Family, socket.socket] = {}
-        self._ports: dict[tuple[Family, str], int] = {}
+        # The service itself, the server's ARCA before it, and the client's ARCA before that.
+        self._ports: dict[tuple[Family, Port, str], int] = {}
         with contextlib.ExitStack() as held:  # all at once, so that no two get the same
             for family, host in _LOOPBACK.items():
                 try:
@@ -208,30 +208,31 @@ class Loopback:
                 except OSError as error:
                     self.remarks.append(f"Without {family}: {host} cannot be used ({error.strerror}).")
                     continue
-                for what in ("nginx", "server", "client", "refused"):
-                    self._ports[family, what] = _port(held.enter_context(_bound(host)))
+                for port in Port:
+                    for where in ("service", "server", "client"):
+                        self._ports[family, port, where] = _port(held.enter_context(_bound(host)))
+                self._ports[family, Port.CLOSED, "server"] = _port(self._closed[family])
             self._admin = {each: _port(held.enter_context(_bound("127.0.0.1"))) for each in BOTH}
         self.families = tuple(self._closed)
 
-    def url(self, family: Family, *, listener: bool) -> str:
-        return "http://" + self._at(family, "client" if listener else "refused")
+    def address(self, family: Family, port: Port) -> str:
+        return self._at(family, port, "client")
 
-    def server_addresses(self) -> list[str]:
-        return [self._at(family, "nginx") for family in self.families]
+    def listens(self, port: Port) -> list[str]:
+        return [self._at(family, port, "service") for family in self.families]
 
     def settings(self, host: Host) -> str:
         return ""
 
     def flags(self, host: Host) -> list[str]:
-        forwards: list[str] = []
+        ports, here, there = (
+            (SERVED, "server", "service") if host is Host.SERVER else (Port, "client", "server")
+        )
+        flags: list[str] = []
         for family in self.families:
-            if host is Host.SERVER:
-                forwards.append(f"{self._at(family, 'server')}={self._at(family, 'nginx')}")
-            else:
-                closed = f"{_bracketed(_LOOPBACK[family])}:{_port(self._closed[family])}"
-                forwards.append(f"{self._at(family, 'client')}={self._at(family, 'server')}")
-                forwards.append(f"{self._at(family, 'refused')}={closed}")
-        return [flag for each in forwards for flag in ("--forward", each)]
+            for port in ports:
+                flags += ["--forward", f"{self._at(family, port, here)}={self._at(family, port, there)}"]
+        return flags
 
     def admin(self, host: Host) -> str:
         return f"127.0.0.1:{self._admin[host]}"
@@ -243,8 +244,8 @@ class Loopback:
         for each in self._closed.values():
             each.close()
 
-    def _at(self, family: Family, what: str) -> str:
-        return f"{_bracketed(_LOOPBACK[family])}:{self._ports[family, what]}"
+    def _at(self, family: Family, port: Port, where: str) -> str:
+        return f"{_bracketed(_LOOPBACK[family])}:{self._ports[family, port, where]}"
 
 
 def _bracketed(host: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from proxy.demo import actors, show, stage
+from proxy.demo import actors, play, show, stage
 from tests.system.namespaces import unavailable
 from tests.system.processes import until
 
@@ -36,12 +36,35 @@ FAULTS = {
     "the server closes instead of answering": "application/closed_early",
     "the response ends in its middle": "application/closed_early",
     "the client gives up after 0.4 s": "client/canceled",
+    "the server answers 500 over HTTP/2": "application/status_5xx",
     "control: slow, but answered": "ok",
     "control: HTTP/1.0": "ok",
     "control: a POST": "ok",
+    "control: HTTP/2": "ok",
     "steady traffic, keep-alive, GET and POST": "ok",
 }
+GRPC_FAULTS = {
+    "the gRPC service answers NOT_FOUND": "application/grpc_status",
+    "the gRPC service answers UNAVAILABLE": "application/grpc_status",
+    "a gRPC call is over its 300 ms deadline": "application/deadline_exceeded",
+    "a gRPC stream breaks off with DATA_LOSS": "application/grpc_status",
+    "the client cancels a gRPC stream": "client/canceled",
+    "steady gRPC: unary, stream, both ways": "ok",
+}
 
+# What a kind of call must come to in the list of outcomes, with the messages to the service and back.
+CALLS = {
+    ("application/grpc_status", "demo.Stock/Find -> NOT_FOUND"): (1, 0),
+    ("application/grpc_status", "demo.Stock/Reserve -> UNAVAILABLE"): (1, 0),
+    ("application/deadline_exceeded", "demo.Stock/Price -> DEADLINE_EXCEEDED"): (1, 0),
+    ("application/grpc_status", "demo.Stock/Export -> DATA_LOSS"): (1, 3),
+    ("client/canceled", "demo.Stock/Follow -> no status"): (1, 2),
+    ("ok", "demo.Stock/Get -> OK"): (1, 1),
+    ("ok", "demo.Stock/Watch -> OK"): (1, 5),
+    ("ok", "demo.Stock/Sync -> OK"): (3, 3),
+}
+
+needs_grpc = pytest.mark.skipif(actors.grpc_lacks() is not None, reason=str(actors.grpc_lacks()))
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces, rules and other users")
 
 # Nobody's uid and none of root's powers but reading, so that it can use a Python in root's home.
@@ -134,8 +157,23 @@ def host_rules() -> list[str]:
 
 def named(output: str) -> dict[str, str]:
     """What stands in the last table: each thing injected with the verdict it had to get, where it got it."""
-    rows = [re.match(r" *(\S.*?) +(\d+) (\S+) .*✓", line) for line in output.splitlines()]
+    rows = [re.match(r" *(\S.*?) +(\d+) (ok|\w+/\w+) .*✓", line) for line in output.splitlines()]
     return {row[1]: row[3] for row in rows if row is not None}
+
+
+def expected_faults() -> dict[str, str]:
+    return FAULTS if actors.grpc_lacks() else FAULTS | GRPC_FAULTS
+
+
+def calls(output: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """The gRPC calls in the list of outcomes: verdict and answer, with their numbers of messages."""
+    kinds = re.finditer(
+        r"^(\S+) +\d\.\d\d (demo\.Stock/\w+ -> .*?) +\d+ \+ \d+\n"
+        r"(?: {4}.*\n)*? {4}messages: (\d+) to the service, (\d+) back",
+        output,
+        re.MULTILINE,
+    )
+    return {(kind[1], kind[2]): (int(kind[3]), int(kind[4])) for kind in kinds}
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +189,32 @@ def as_root() -> Iterator[tuple[Demo, int, str, float]]:
 def test_every_fault_gets_its_verdict_in_less_than_a_minute(as_root: tuple[Demo, int, str, float]) -> None:
     _, status, output, seconds = as_root
     assert status == 0, output
-    assert named(output) == FAULTS
+    assert named(output) == expected_faults()
     assert seconds < LIMIT
 
 
 def test_both_directions_of_both_families_are_shown(as_root: tuple[Demo, int, str, float]) -> None:
     _, _, output, _ = as_root
-    for client, server in (("10.72.0.1", "10.72.0.2:80"), ("fd72::1", "[fd72::2]:80")):
+    protocols = {80: "http/1.1", 81: "http/2", 9000: "grpc"}
+    if actors.grpc_lacks():
+        del protocols[9000]
+    for client, server in (("10.72.0.1", "10.72.0.2"), ("fd72::1", "[fd72::2]")):
         for host, direction in (("client", "outbound"), ("server", "inbound")):
-            edge = rf" {host} +{re.escape(client)} -> {re.escape(server)} +{direction} +http/1\.1 "
-            assert re.search(edge, output), output
+            for port, protocol in protocols.items():
+                ends = f"{client} -> {server}:{port}"
+                edge = rf" {host} +{re.escape(ends)} +{direction} +{re.escape(protocol)} "
+                assert re.search(edge, output), output
+
+
+@needs_grpc
+def test_grpc_calls_show_their_status_and_their_messages(as_root: tuple[Demo, int, str, float]) -> None:
+    _, _, output, _ = as_root
+    assert calls(output) == CALLS
+    assert '"the stock is being counted, 100 % of it"' in " ".join(output.split())  # whole, however wrapped
+    # A stream of five, 5 ms between two of them: its first message is there before its end.
+    watched = re.search(r"messages: 1 to the service, 5 back, the first after (\S+) of (\S+) ms", output)
+    assert watched is not None, output
+    assert float(watched[2]) - float(watched[1]) >= 15.0
 
 
 def test_the_same_ids_are_seen_at_both_proxies(as_root: tuple[Demo, int, str, float]) -> None:
@@ -231,10 +285,22 @@ def test_without_root_it_runs_on_loopback_and_says_what_root_would_add() -> None
     with Demo(*AS_NOBODY) as demo:
         status, output = demo.ended()
         assert status == 0, output
-        assert named(output) == FAULTS
+        assert named(output) == expected_faults()
         assert "not root" in output
         assert "netfilter takes their" in output
         demo.assert_nothing_left()
+
+
+def test_without_grpcio_the_rest_is_played_and_the_gap_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)  # as Python notes what cannot be imported
+    monkeypatch.setattr(play, "ROUNDS", 1)
+    monkeypatch.setattr(play, "REQUESTS", play.REQUESTS[:1])
+    assert show.run() == 0
+    said = capsys.readouterr().out
+    assert "Without gRPC: grpcio is not installed" in said
+    assert named(said).keys() == {play.REQUESTS[0].what, play.STEADY_HTTP}
 
 
 def test_a_missing_program_is_named_with_what_to_install(

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from protocols.verdict import Cause, Domain
 from proxy.demo.play import BOTH, Expected, Host
-from proxy.demo.records import Exchange, Injected, Judgement, Log, Tally, Verdict, edges, judge
+from proxy.demo.records import (
+    Exchange,
+    Grpc,
+    Injected,
+    Judgement,
+    Log,
+    Tally,
+    Verdict,
+    edges,
+    judge,
+    outcomes,
+)
 
 DIRECTIONS = {Host.CLIENT: "outbound", Host.SERVER: "inbound"}
 BROKEN = Expected(Domain.APPLICATION, Cause.STATUS_5XX)
@@ -83,6 +96,32 @@ def test_edges_forget_the_clients_port() -> None:
     log = Log(Path("none"))
     log.exchanges = [exchange(Host.CLIENT)]
     assert [edge.client for edge in edges({Host.CLIENT: log})] == ["fd72::1"]
+
+
+def test_a_call_is_told_by_its_method_and_its_own_status() -> None:
+    call = replace(exchange(Host.CLIENT), method="demo.Stock/Find", target="/demo.Stock/Find", status=200)
+    found = replace(call, code="NOT_FOUND", grpc=Grpc(1, 0, None))
+    canceled = replace(call, grpc=Grpc(1, 2, 0.5))
+    assert (found.request, found.answer) == ("demo.Stock/Find", "NOT_FOUND")
+    assert (canceled.request, canceled.answer) == ("demo.Stock/Find", "no status")
+
+
+def test_a_request_is_told_without_its_query_and_by_its_status() -> None:
+    asked = replace(exchange(Host.CLIENT), target="/list?page=2")
+    unanswered = replace(exchange(Host.CLIENT), status=None)
+    whole_connection = replace(unanswered, method=None, target=None)
+    assert (asked.request, asked.answer) == ("GET /list", "500")
+    assert (unanswered.request, unanswered.answer) == ("GET /", "no answer")
+    assert whole_connection.request == ""
+
+
+def test_outcomes_of_two_statuses_are_two_and_those_that_are_ok_come_last() -> None:
+    logs = {host: Log(Path("none")) for host in BOTH}
+    fine = replace(exchange(Host.CLIENT), verdict=Verdict("ok", None, 1.0, None, None), status=200)
+    broken = exchange(Host.CLIENT)
+    logs[Host.CLIENT].exchanges = [fine, broken, replace(broken, status=503), broken]
+    kinds = [(kind.answer, len(seen[Host.CLIENT])) for kind, seen in outcomes(logs).items()]
+    assert kinds == [("500", 2), ("503", 1), ("200", 1)]
 
 
 def test_percentiles_are_durations_that_occurred() -> None:
