@@ -106,6 +106,8 @@ cdef class Http2(Codec):
     ) except -1
     cdef bint _identify(self, Stream stream, Lane lane, const unsigned char* block, Py_ssize_t n) except -1
     cdef TraceContext _rewrite_trace(self, Lane lane, const unsigned char* block, Py_ssize_t n)
+    cdef bint _translate(self, Lane lane, const unsigned char* block, Py_ssize_t n) except -1
+    cdef _forget_evicted(self, Lane lane)
     cdef _write_field(
         self, Lane lane, const unsigned char* block, HpackField* field, bytes name, bytes value, bytes became
     )

@@ -70,6 +70,7 @@ cdef enum:
 cdef enum:
     MAX_LIST = 60 * 1024          # names and values of one header list
     MAX_FIELDS = 100              # without pseudo-header fields: HTTP/1 has those in its first line
+    MAX_PSEUDO = 5                # :method, :scheme, :authority, :path, :protocol
     MAX_CONTINUATIONS = 512
     MAX_EMPTY = 1                 # in a row
     PRIORITIES_PER_STREAM = 100
@@ -635,6 +636,10 @@ cdef class Http2(Codec):
         if fault != SOUND:
             self._fault(lane, "table_too_large" if fault == TABLE_TOO_LARGE else "hpack", HPACK_FAULTS[fault], now)
             return False
+        if lane.diverged and lane.decoder.count < lane.decoder.total:
+            # Fields that were not kept could refer to entries that the receiver has in another form.
+            self._exceed(lane, "header_list", "a header list too long to be passed on", now)
+            return False
 
         stream = self.streams.get(block.stream)
         if block.type == PUSH_PROMISE:
@@ -650,7 +655,7 @@ cdef class Http2(Codec):
             return False
         if lane.downstream and stream is None:
             if block.stream <= self.last_stream:
-                return False  # behind the end of a stream that is over already
+                return self._translate(lane, p, n)  # behind the end of a stream that is over already
             if not block.stream & 1:
                 self._fault(lane, "frame", "a stream that is not the client's to open", now)
                 return False
@@ -661,14 +666,15 @@ cdef class Http2(Codec):
             stream = self.streams[block.stream]
             own_fields, own_octets = self._read_request(stream, lane)
             if not self._within_limits(lane, stream, own_fields, own_octets, now):
-                return False
+                return self._translate(lane, p, n)
             changed = self._identify(stream, lane, p, n)
         elif stream is None:
             return False
         elif lane.downstream:
             stream.exchange.request_bytes += block.size
+            changed = self._translate(lane, p, n)
             if not self._within_limits(lane, stream, 0, 0, now):
-                return False
+                return changed
         else:
             stream.exchange.response_bytes += block.size
             # The next ARCA gives an id back which is not the server's to answer for.
@@ -758,7 +764,7 @@ cdef class Http2(Codec):
         if announced != OTHER:
             self._is_grpc(stream, announced, timeout)
         self.kept += _kept(exchange)
-        return own_fields + pseudo, min(own_octets, <Py_ssize_t>MAX_OWN)
+        return own_fields + min(pseudo, <int>MAX_PSEUDO), min(own_octets, <Py_ssize_t>MAX_OWN)
 
     cdef _note_authority(self, Exchange exchange, HpackField* field):
         cdef Py_ssize_t length = min(field.value_length, <Py_ssize_t>MAX_TEXT)
@@ -827,7 +833,6 @@ cdef class Http2(Codec):
         cdef HpackField* field
         cdef Py_ssize_t copied = 0, i
         cdef TraceContext trace
-        cdef unsigned long long oldest
         for i in range(lane.decoder.count):
             field = &lane.decoder.fields[i]
             if not 1 < field.name_length < 18:
@@ -858,10 +863,34 @@ cdef class Http2(Codec):
             copied = field.end
             self._write_field(lane, block, field, name, value, became)
         edited.add(block + copied, n - copied)
+        self._forget_evicted(lane)
+        return trace
+
+    cdef bint _translate(self, Lane lane, const unsigned char* block, Py_ssize_t n) except -1:
+        """Spell out what refers to entries that the receiver has in another form; answers whether anything did, and
+        then the block is in ``edited``."""
+        cdef HpackField* field
+        cdef Py_ssize_t copied = 0, i
+        cdef bytes value
+        if not lane.diverged:
+            return False
+        edited.length = 0
+        for i in range(lane.decoder.count):
+            field = &lane.decoder.fields[i]
+            if field.entry in lane.diverged:
+                edited.add(block + copied, field.start - copied)
+                copied = field.end
+                value = field.value[:field.value_length]
+                self._write_field(lane, block, field, field.name[:field.name_length], value, value)
+        edited.add(block + copied, n - copied)
+        self._forget_evicted(lane)
+        return copied > 0
+
+    cdef _forget_evicted(self, Lane lane):
+        cdef unsigned long long oldest
         if lane.diverged:
             oldest = lane.decoder.oldest()
             lane.diverged = {entry: how for entry, how in lane.diverged.items() if entry >= oldest}
-        return trace
 
     cdef _write_field(
         self, Lane lane, const unsigned char* block, HpackField* field, bytes name, bytes value, bytes became
