@@ -29,7 +29,7 @@ from tests.bench import rows
 from tests.bench.bodies import measure_bodies
 from tests.bench.load import Bench, measure_http2, measure_load, measure_paced, measure_unary
 from tests.bench.memory import measure_growth, measure_idle
-from tests.bench.peers import HTTP2_PEERS, PEERS, Peer
+from tests.bench.peers import HTTP2_PEERS, PEERS, UNARY_PEERS, Peer
 from tests.bench.processes import NotMeasured
 from tests.bench.report import Row, as_json, print_table
 from tests.bench.rpc import measure_messages
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 SUBJECTS: dict[str, Peer | None] = {"direct": None, **{peer.name: peer for peer in PEERS}}
 HTTP2_SUBJECTS: dict[str, Peer | None] = {"direct": None, **{peer.name: peer for peer in HTTP2_PEERS}}
 HTTP2_CONNECTIONS = (1, 16)
+UNARY_SUBJECTS: dict[str, Peer | None] = {"direct": None, **{peer.name: peer for peer in UNARY_PEERS}}
+UNARY_AT_ONCE = (1, 16)
 PACED_SUBJECTS = ("direct", "arca", "haproxy")
 NAMES = (*SUBJECTS, "h2", "grpc", "paced", "memory", "bodies", "streams")
 
@@ -88,7 +90,8 @@ def _measure(bench: Bench, chosen: Collection[str], rounds: int, seconds: float)
         for connections in HTTP2_CONNECTIONS:
             measured += _http2(bench, connections, rounds, seconds)
     if "grpc" in chosen:
-        measured += _unary(bench, rounds, seconds)
+        for at_once in UNARY_AT_ONCE:
+            measured += _unary(bench, at_once, rounds, seconds)
     if "paced" in chosen:
         measured += _paced(bench, rounds, seconds)
     if "memory" in chosen:
@@ -131,23 +134,23 @@ def _http2(bench: Bench, connections: int, rounds: int, seconds: float) -> list[
         list(HTTP2_SUBJECTS),
         rounds,
         lambda name: measure_http2(bench, HTTP2_SUBJECTS[name], connections, seconds),
-        _teller(f"HTTP/2 on {connections}"),
+        _teller(group),
     )
     measured = [_row_of(group, name, taken, partial(rows.load_row, group)) for name, taken in turns.items()]
     for peer in ("haproxy", "envoy"):
-        ours, theirs = turns["arca"].rounds, turns[peer].rounds
-        measured += rows.cpu_ratio_rows(f"{rows.RATIOS}, -c{connections}", peer, ours, theirs)
+        measured += rows.cpu_ratio_rows(group, peer, turns["arca"].rounds, turns[peer].rounds)
     return measured
 
 
-def _unary(bench: Bench, rounds: int, seconds: float) -> list[Row]:
+def _unary(bench: Bench, at_once: int, rounds: int, seconds: float) -> list[Row]:
+    group = rows.unary_group(at_once)
     turns = take_turns(
-        list(HTTP2_SUBJECTS),
+        list(UNARY_SUBJECTS),
         rounds,
-        lambda name: measure_unary(bench, HTTP2_SUBJECTS[name], seconds),
-        _teller("gRPC"),
+        lambda name: measure_unary(bench, UNARY_SUBJECTS[name], at_once, seconds),
+        _teller(group),
     )
-    return [_row_of(rows.UNARY, name, taken, rows.unary_row) for name, taken in turns.items()]
+    return [_row_of(group, name, taken, partial(rows.unary_row, group)) for name, taken in turns.items()]
 
 
 def _paced(bench: Bench, rounds: int, seconds: float) -> list[Row]:

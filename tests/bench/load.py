@@ -84,13 +84,13 @@ def measure_http2(bench: Bench, subject: Peer | None, connections: int, seconds:
             return _account(proxy, lambda: run_h2load(proxy.port, connections, requests, bench.load_core))
 
 
-def measure_unary(bench: Bench, subject: Peer | None, seconds: float) -> LoadFigures:
+def measure_unary(bench: Bench, subject: Peer | None, at_once: int, seconds: float) -> LoadFigures:
     with (
         rpc_server(bench.directory, bench.load_core) as port,
         standing(subject, bench.directory, port, bench.proxy_core, require_same_rpc_work) as proxy,
     ):
-        run_calls(proxy.port, WARM_UP_SECONDS, bench.load_core)
-        return _account(proxy, lambda: run_calls(proxy.port, seconds, bench.load_core))
+        run_calls(proxy.port, at_once, WARM_UP_SECONDS, bench.load_core)
+        return _account(proxy, lambda: run_calls(proxy.port, at_once, seconds, bench.load_core))
 
 
 def _account(proxy: Standing, run: Callable[[], LoadReport]) -> LoadFigures:

@@ -46,6 +46,7 @@ class Launch:
 
     command: list[str]
     require_done: Callable[[int], None] = lambda requests: None
+    adds_ids: bool = True
 
 
 class Peer(Protocol):
@@ -89,7 +90,7 @@ def standing(
     log = place.directory / "output.log"
     with running(launch.command, log, core) as process:
         wait_until_listening(process, place.port, log)
-        require(place.port, ids_expected=True)
+        require(place.port, ids_expected=launch.adds_ids)
         yield Standing(place.port, process, launch.require_done)
 
 
@@ -128,7 +129,7 @@ def _requests_counted(metrics_port: int) -> int:
 
 
 class HaProxy:
-    """`proto h2` makes a side HTTP/2 without TLS."""
+    """`proto h2` is HTTP/2 without TLS, where `http-reuse safe` would open hundreds of connections."""
 
     name = "haproxy"
 
@@ -139,7 +140,7 @@ global
 defaults
     mode http
     option http-keep-alive
-    http-reuse safe
+    http-reuse $reuse
     timeout connect 5s
     timeout client 60s
     timeout server 60s
@@ -154,11 +155,34 @@ backend upstream
 """)
 
     def __init__(self, http2: bool = False) -> None:
-        self._proto = " proto h2" if http2 else ""
+        self._proto, self._reuse = (" proto h2", "always") if http2 else ("", "safe")
 
     def launch(self, place: Place) -> Launch:
-        config = _configured(place, self.CONFIG, "haproxy.cfg", proto=self._proto)
+        config = _configured(place, self.CONFIG, "haproxy.cfg", proto=self._proto, reuse=self._reuse)
         return Launch([program("haproxy"), "-db", "-f", config])
+
+
+class TcpRelay:
+    """HAProxy that only passes bytes on: what the machine asks of any proxy, and no peer."""
+
+    name = "bytes only"
+
+    CONFIG = Template("""\
+global
+    nbthread 1
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+listen bench
+    bind 127.0.0.1:$port
+    server behind 127.0.0.1:$upstream_port
+""")
+
+    def launch(self, place: Place) -> Launch:
+        config = _configured(place, self.CONFIG, "haproxy.cfg")
+        return Launch([program("haproxy"), "-db", "-f", config], adds_ids=False)
 
 
 class Nginx:
@@ -289,6 +313,7 @@ def requestheaders(flow):
 PEERS: tuple[Peer, ...] = (Arca(), HaProxy(), Nginx(), Envoy(), Mitmproxy())
 # Those that speak HTTP/2 to the server behind them too; nginx and mitmproxy cannot without TLS.
 HTTP2_PEERS: tuple[Peer, ...] = (Arca(), HaProxy(http2=True), Envoy(http2=True))
+UNARY_PEERS: tuple[Peer, ...] = (*HTTP2_PEERS, TcpRelay())
 
 
 def _configured(place: Place, template: Template, name: str, **options: str) -> str:

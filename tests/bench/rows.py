@@ -26,7 +26,6 @@ RATIOS = "ARCA, paired per round"
 PACED = "1,000/s on 16 connections"
 MEMORY = "memory of the worker"
 BODIES = "10 MB bodies, 50 at once"
-UNARY = "gRPC, one unary call after another"
 STREAMS = "HTTP/2 streams on one connection"
 MESSAGES = "10 MB gRPC messages both ways"
 
@@ -35,6 +34,10 @@ _MIB = 1024
 
 def http2_group(connections: int) -> str:
     return f"h2load -c{connections} -m32, 100-byte answer"
+
+
+def unary_group(at_once: int) -> str:
+    return f"unary gRPC calls, {at_once} at once"
 
 
 def load_row(group: str, subject: str, rounds: Sequence[LoadFigures | None]) -> Row:
@@ -75,7 +78,7 @@ def ratio_rows(
 def cpu_ratio_rows(
     group: str, peer: str, ours: Sequence[LoadFigures | None], theirs: Sequence[LoadFigures | None]
 ) -> list[Row]:
-    """None where there is no round in which both were measured."""
+    """No row where there is no round in which both were measured."""
     highest, said = _LIMITS[peer]
     cpu = paired_ratio([_cpu(f) for f in ours], [_cpu(f) for f in theirs])
     if cpu is None:
@@ -84,11 +87,11 @@ def cpu_ratio_rows(
     return [Row(group, f"CPU / {peer}'s", result=f"{cpu:.2f}", value=cpu, limit=said, met=met)]
 
 
-def unary_row(subject: str, rounds: Sequence[LoadFigures | None]) -> Row:
-    row = load_row(UNARY, subject, rounds)
+def unary_row(group: str, subject: str, rounds: Sequence[LoadFigures | None]) -> Row:
+    row = load_row(group, subject, rounds)
     if subject != "arca" or row.cpu_us is None:
         return row
-    return replace(row, value=row.cpu_us, limit="60 µs CPU in the proxy", met=row.cpu_us <= 60)
+    return replace(row, value=row.cpu_us, limit="CPU 60 µs", met=row.cpu_us <= 60)
 
 
 def paced_row(

@@ -90,8 +90,9 @@ def require_same_rpc_work(port: int, ids_expected: bool) -> None:
         require_new_ids(arrived)
 
 
-def run_calls(port: int, seconds: float, core: int) -> CallsReport:
-    return _client(CallsReport, ["calls", str(port), str(seconds)], seconds + 150.0, core)
+def run_calls(port: int, at_once: int, seconds: float, core: int) -> CallsReport:
+    client = ["calls", str(port), str(seconds), str(at_once)]
+    return _client(CallsReport, client, seconds + 150.0, core)
 
 
 def measure_messages(bench: Bench, subject: Peer) -> MessageFigures:

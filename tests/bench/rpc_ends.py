@@ -2,7 +2,7 @@
 
     python -m tests.bench.rpc_ends serve PORT
     python -m tests.bench.rpc_ends ids PORT               the ids that two calls brought to the server
-    python -m tests.bench.rpc_ends calls PORT SECONDS     unary calls, one after the other on one channel
+    python -m tests.bench.rpc_ends calls PORT SECONDS N   unary calls, N at once on one channel
     python -m tests.bench.rpc_ends messages PORT COUNT    so many streams at once, each one message both ways
 
 The clients print one line of JSON. Messages are bytes, with no schema: the ends are to cost little.
@@ -25,6 +25,7 @@ ECHO, IDS, ECHO_STREAM = "/bench.Echo/Unary", "/bench.Echo/Ids", "/bench.Echo/St
 MESSAGE_SIZE = 10 * 1024 * 1024
 
 _PATIENCE_SECONDS = 120.0
+_FAILURES_ENOUGH = 100
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -61,30 +62,38 @@ def ids(channel: grpc.Channel) -> list[str]:
     return [call(b"", timeout=_PATIENCE_SECONDS).decode() for _ in range(2)]
 
 
-def calls(channel: grpc.Channel, seconds: float) -> dict[str, object]:
+def calls(channel: grpc.Channel, seconds: float, at_once: int) -> dict[str, object]:
     call = channel.unary_unary(ECHO)
     latencies: list[float] = []
     failed: list[str] = []
-    wrong = 0
-    start = now = time.perf_counter()
-    while now - start < seconds:
-        asked = now
-        try:
-            wrong += call(BODY, timeout=_PATIENCE_SECONDS) != BODY
-        except grpc.RpcError as failure:
-            failed.append(f"{failure.code().name} {failure.details()}")
-            if len(failed) > 100:
-                break
+    wrong: list[bytes] = []
+    start = time.perf_counter()
+
+    def call_on() -> None:
         now = time.perf_counter()
-        latencies.append(now - asked)
+        while now - start < seconds and len(failed) < _FAILURES_ENOUGH:
+            asked = now
+            try:
+                answer = call(BODY, timeout=_PATIENCE_SECONDS)
+                if answer != BODY:
+                    wrong.append(answer)
+            except grpc.RpcError as failure:
+                failed.append(f"{failure.code().name} {failure.details()}")
+            now = time.perf_counter()
+            latencies.append(now - asked)
+
+    with futures.ThreadPoolExecutor(max_workers=at_once) as threads:
+        for caller in [threads.submit(call_on) for _ in range(at_once)]:
+            caller.result()
+    took = time.perf_counter() - start
     latencies.sort()
     return {
         "calls": len(latencies) - len(failed),
-        "seconds": now - start,
+        "seconds": took,
         "p50_ms": percentile(latencies, 0.50) * 1e3,
         "p99_ms": percentile(latencies, 0.99) * 1e3,
         "failed": failed,
-        "wrong": wrong,
+        "wrong": len(wrong),
     }
 
 
@@ -109,7 +118,7 @@ def main(what: str, port: str, *rest: str) -> None:
         if what == "ids":
             told: object = ids(channel)
         elif what == "calls":
-            told = calls(channel, float(rest[0]))
+            told = calls(channel, float(rest[0]), int(rest[1]))
         else:
             told = messages(channel, int(rest[0]))
     print(json.dumps(told))

@@ -134,9 +134,9 @@ def test_a_ratio_without_a_round_in_common_has_no_row() -> None:
 
 
 def test_only_arcas_calls_have_a_limit() -> None:
-    assert rows.unary_row("arca", [replace(FIGURES, cpu_us=60.0)]).met is True
-    assert rows.unary_row("arca", [replace(FIGURES, cpu_us=60.1)]).met is False
-    assert rows.unary_row("haproxy", [FIGURES]).met is None
+    assert rows.unary_row("g", "arca", [replace(FIGURES, cpu_us=60.0)]).met is True
+    assert rows.unary_row("g", "arca", [replace(FIGURES, cpu_us=60.1)]).met is False
+    assert rows.unary_row("g", "haproxy", [FIGURES]).met is None
 
 
 def test_rows_of_streams_and_messages_say_when_a_limit_is_passed() -> None:
