@@ -143,11 +143,16 @@ def test_base64_that_is_padded_piece_by_piece_is_read(framing: str) -> None:
         assert told(play([request], pieces, until_close=framing == "until close")) == TOLD
 
 
-def test_the_messages_of_a_request_are_counted_wherever_it_is_cut() -> None:
+@pytest.mark.parametrize("framing", ["sized", "chunked"])
+def test_the_messages_of_a_request_are_counted_wherever_it_is_cut(framing: str) -> None:
     payload = frame(b"one") + frame(b"two" * 30) + frame(b"")
-    request = head(b"application/grpc-web", CHUNKED) + chunked(payload, 11)
-    for cut in range(len(request) + 1):
-        exchange = play([request[:cut], request[cut:]], [response_with("sized", RESPONSE_BODY)])
+    if framing == "sized":
+        request = head(b"application/grpc-web", sized(payload)) + payload
+    else:
+        request = head(b"application/grpc-web", CHUNKED) + chunked(payload, 11)
+    in_two = [[request[:cut], request[cut:]] for cut in range(len(request) + 1)]
+    for pieces in [*in_two, [request[i : i + 1] for i in range(len(request))]]:
+        exchange = play(pieces, [response_with("sized", RESPONSE_BODY)])
         assert told(exchange) == (*TOLD[:5], 3, *TOLD[6:])
 
 
@@ -250,7 +255,7 @@ def test_what_is_no_call_stays_http(request_head: bytes) -> None:
 
 
 def test_calls_and_other_requests_share_a_connection_and_are_told_apart() -> None:
-    plain = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    plain = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n" + REQUEST[:9]
     caller = Caller(Http1(fixed_ids()))
     caller.downstream(REQUEST + plain + REQUEST)
     assert (caller.codec.in_flight, caller.codec.in_flight_grpc) == (3, 2)
@@ -261,7 +266,7 @@ def test_calls_and_other_requests_share_a_connection_and_are_told_apart() -> Non
     caller.upstream(response_with("sized", RESPONSE_BODY))
     first, second, third = caller.exchanges
     assert told(first) == told(third) == TOLD
-    assert (second.protocol, second.method, second.rpc) == (Protocol.HTTP_1_1, b"GET", None)
+    assert (second.protocol, second.method, second.rpc) == (Protocol.HTTP_1_1, b"POST", None)
 
 
 def test_a_call_that_is_cut_short_keeps_what_was_read_of_it() -> None:
