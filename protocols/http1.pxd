@@ -1,7 +1,7 @@
 from protocols.assembly cimport Assembly
 from protocols.codec cimport Codec
 from protocols.exchange cimport End, Exchange
-from protocols.grpc cimport WebMessages
+from protocols.grpc cimport ContentType, WebMessages
 from protocols.http1_body cimport Body
 from protocols.http1_head cimport Fault, Head, NOT_HTTP, Scan
 from protocols.trace_context cimport Ids, TraceContext
@@ -37,7 +37,7 @@ cdef class Http1(Codec):
     cdef bytearray held_response
 
     cdef _begin_exchange(self, const unsigned char* p, Head* head, Assembly out)
-    cdef _begin_rpc(self, const unsigned char* p, Head* head, Exchange exchange)
+    cdef _begin_rpc(self, const unsigned char* p, Head* head, Exchange exchange, ContentType web)
     cdef TraceContext _rewrite_trace(self, const unsigned char* p, Head* head, Assembly out)
     cdef _request_complete(self, double now)
     cdef Fault _advance_web(

@@ -6,8 +6,8 @@ order they came and responses are matched to them in that order (RFC 9112 sectio
 
 Three things end the engine before the connection ends. A request to become something else (CONNECT, Upgrade)
 that upstream grants, or bytes that are not HTTP/1, hand the connection to a successor: to the engine of HTTP/2
-for ``h2c``, else to one that carries it untouched. Framing that two parsers could read differently is refused. The engine must never hold back
-a byte that it could pass, except the head it has not seen the end of.
+for ``h2c``, else to one that carries it untouched. Framing that two parsers could read differently is refused.
+The engine must never hold back a byte that it could pass, except the head it has not seen the end of.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
@@ -21,7 +21,8 @@ from protocols.exchange cimport (
     UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, WEBSOCKET,
 )
 from protocols.grpc cimport (
-    ContentType, WEB, WEB_TEXT, WebMessages, content_type, percent_decoded, status_name, status_of, timeout_seconds,
+    ContentType, OTHER, WEB, WEB_TEXT, WebMessages, content_type, percent_decoded, status_name, status_of,
+    timeout_seconds,
 )
 from protocols.http1_body cimport CHUNKED, EMPTY, Framing, SIZED, UNTIL_CLOSE, advance, begin_body, payload
 from protocols.http1_head cimport (
@@ -75,18 +76,15 @@ cdef inline Py_ssize_t _kept(Exchange exchange):
     )
 
 
-cdef ContentType _web(const unsigned char* p, Head* head):
-    """Which form of gRPC-Web the body has: neither, where it is none or is coded beyond our reading."""
+cdef ContentType _web(const unsigned char* p, Head* head) noexcept nogil:
+    """Which form of gRPC-Web the head announces, if any."""
     cdef Field* field
     cdef ContentType kind
-    cdef int i
     if head.content_type < 0:
-        return ContentType.OTHER
+        return OTHER
     field = &head.fields[head.content_type]
     kind = content_type(p + field.value, field.value_length)
-    if kind != WEB and kind != WEB_TEXT:
-        return ContentType.OTHER
-    return kind
+    return kind if kind == WEB or kind == WEB_TEXT else OTHER
 
 
 cdef bint _coded(const unsigned char* p, Head* head) noexcept nogil:
@@ -247,6 +245,7 @@ cdef class Http1(Codec):
         cdef Field* field
         cdef Py_ssize_t length
         cdef TraceContext trace
+        cdef ContentType web
         if head.method_length == 3 and memcmp(p, b"GET", 3) == 0:
             exchange.method = GET
         else:
@@ -283,15 +282,17 @@ cdef class Http1(Codec):
             out.add_line(b"X-Request-ID: ", exchange.request_id)
 
         self.request_web = None
-        if head.content_type >= 0 and exchange.method == b"POST" and _web(p, head) != ContentType.OTHER:
-            self._begin_rpc(p, head, exchange)
+        if head.content_type >= 0 and exchange.method == b"POST":
+            web = _web(p, head)
+            if web != OTHER:
+                self._begin_rpc(p, head, exchange, web)
         self.asked = True
         self.asked_h2c = head.h2c
         self._queue(exchange)
         begin_body(&self.request_body, CHUNKED if head.chunked else SIZED, head.content_length)
         self.request_state = BODY
 
-    cdef _begin_rpc(self, const unsigned char* p, Head* head, Exchange exchange):
+    cdef _begin_rpc(self, const unsigned char* p, Head* head, Exchange exchange, ContentType web):
         """A gRPC-Web call. A target without a slash inside is none: no method can be taken for one of HTTP's."""
         cdef bytes path = exchange.target.split(b"?", 1)[0]
         cdef Field* field
@@ -310,7 +311,7 @@ cdef class Http1(Codec):
         exchange.protocol = GRPC
         exchange.method = path[1:]
         if not _coded(p, head):
-            self.request_web = WebMessages(_web(p, head) == WEB_TEXT)
+            self.request_web = WebMessages(web == WEB_TEXT)
 
     cdef Fault _advance_web(
         self, Body* body, WebMessages web, const unsigned char* p, Py_ssize_t n, Py_ssize_t* used
@@ -510,7 +511,7 @@ cdef class Http1(Codec):
         if rpc.status >= 0:
             exchange.code = status_name(rpc.status)
         self.response_web = None
-        if kind != ContentType.OTHER and not _coded(p, head):
+        if kind != OTHER and not _coded(p, head):
             self.response_web = WebMessages(kind == WEB_TEXT)
 
     cdef _note_response(self, Exchange exchange, double now):
