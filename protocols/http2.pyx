@@ -287,12 +287,17 @@ cdef class Http2(Codec):
         stream.exchange = exchange
         exchange.stream = 1
         exchange.request_complete = True
-        if exchange.protocol != GRPC:
-            exchange.protocol = HTTP_2
+        exchange.protocol = HTTP_2
+        if exchange.rpc is not None:
+            # gRPC-Web, of which there is no need here: it has HTTP/2 without an upgrade.
+            exchange.rpc = None
+            exchange.method = b"POST"
+        # The request's HTTP2-Settings may have raised it already.
+        self.up.max_frame = 0xFFFFFF
         self.opened = 1
         self.streams[1] = stream
         self.in_flight = 1
-        self.in_flight_grpc = exchange.protocol == GRPC
+        self.kept = _kept(exchange)
 
     cpdef str protocol_name(self):
         return "http/2"
