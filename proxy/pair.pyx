@@ -421,7 +421,12 @@ cdef class Pair:
 
     def _silence(self):
         self.timer = None
-        if not self.refused and not self.awaits_head(clock()):
+        if self.refused:
+            return
+        if self.awaits_head(clock()):
+            # What has begun may become a request, or after all none (HTTP/2's SETTINGS, in pieces).
+            self._mirror_failed_dial_in(_SILENCE_SECONDS)
+        else:
             self._fail(DIAL_FAILED, self.no_upstream[0])
 
     # -- bytes ---------------------------------------------------------------------------------------------
@@ -846,7 +851,11 @@ cdef class Pair:
         if self.first and self.codec is None:
             return False
         if self.codec is not None:
-            farewell = self.codec.farewell()
+            try:
+                farewell = self.codec.farewell()
+            except Exception:
+                self._defect()
+                return True
             if farewell:
                 self.downstream.send(farewell)
         self.refused = True

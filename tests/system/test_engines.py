@@ -4,11 +4,12 @@ runs, and what becomes of a request that never gets complete.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.arca import FIN, Carrier, verdict
+from tests.system.arca import FIN, RST, Carrier, verdict
 from tests.system.http2_peers import (
     END_HEADERS,
     END_STREAM,
@@ -193,3 +194,21 @@ def _milliseconds(row: Row) -> float:
     duration = row["duration_ms"]
     assert isinstance(duration, float)
     return duration
+
+
+@pytest.mark.parametrize("said", [PREFACE, PREFACE + settings()[:5], PREFACE + settings()])
+def test_a_client_without_a_server_is_reset_though_its_first_frame_comes_in_pieces(
+    arca: Carrier, said: bytes
+) -> None:
+    client = arca.dial(arca.nowhere)
+    with client:
+        client.sends(said[:10])
+        until(lambda: len(arca.carried()) == 1)
+        client.sends(said[10:])
+        until(lambda: arca.carried() == [] or arca.carried()[0]["protocol"] == "http/2")
+        if said[len(PREFACE) :] == settings()[:5]:
+            time.sleep(0.3)  # past the first look, which finds a frame that may yet become a request
+            client.sends(settings()[5:])
+        assert client.heard_end() == RST
+    (row,) = arca.exchanges(client)
+    assert (row["protocol"], verdict(row)) == ("http/2", ("infrastructure", "connect_refused"))
