@@ -29,7 +29,7 @@ from tests.bench import rows
 from tests.bench.bodies import measure_bodies
 from tests.bench.load import Bench, measure_http2, measure_load, measure_paced, measure_unary
 from tests.bench.memory import measure_growth, measure_idle
-from tests.bench.peers import HTTP2_PEERS, PEERS, UNARY_PEERS, Peer
+from tests.bench.peers import HTTP2_PEERS, PEERS, UNARY_PEERS, Peer, TcpRelay
 from tests.bench.processes import NotMeasured
 from tests.bench.report import Row, as_json, print_table
 from tests.bench.rpc import measure_messages
@@ -150,7 +150,11 @@ def _unary(bench: Bench, at_once: int, rounds: int, seconds: float) -> list[Row]
         lambda name: measure_unary(bench, UNARY_SUBJECTS[name], at_once, seconds),
         _teller(group),
     )
-    return [_row_of(group, name, taken, partial(rows.unary_row, group)) for name, taken in turns.items()]
+    relay = turns[TcpRelay.name].rounds
+    return [
+        _row_of(group, name, taken, partial(rows.unary_row, group, relay=relay))
+        for name, taken in turns.items()
+    ]
 
 
 def _paced(bench: Bench, rounds: int, seconds: float) -> list[Row]:

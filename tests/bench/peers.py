@@ -17,7 +17,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from tests.bench.install import BENCH_BIN, reason_not_installed
 from tests.bench.processes import NotMeasured, free_port, program, running, wait_until_listening
@@ -112,13 +112,20 @@ class Arca:
 
         def require_done(requests: int) -> None:
             deadline = time.monotonic() + HAND_UP_SECONDS
-            while (counted := _requests_counted(metrics)) < requests or not exchanges.stat().st_size:
-                if time.monotonic() > deadline:
-                    size = exchanges.stat().st_size
-                    raise NotMeasured(f"{counted} of {requests} requests counted, {size} bytes of records")
-                time.sleep(0.2)
+            with exchanges.open("rb") as log:
+                written = lines_ahead(log)
+                while (counted := _requests_counted(metrics)) < requests or written < requests:
+                    if time.monotonic() > deadline:
+                        raise NotMeasured(f"of {requests} requests {counted} counted, {written} recorded")
+                    time.sleep(0.2)
+                    written += lines_ahead(log)
 
         return Launch(command, require_done)
+
+
+def lines_ahead(log: BinaryIO) -> int:
+    """How many lines end between where the file was last read and its end now; it may be large."""
+    return sum(piece.count(b"\n") for piece in iter(lambda: log.read(1 << 20), b""))
 
 
 def _requests_counted(metrics_port: int) -> int:

@@ -87,11 +87,19 @@ def cpu_ratio_rows(
     return [Row(group, f"CPU / {peer}'s", result=f"{cpu:.2f}", value=cpu, limit=said, met=met)]
 
 
-def unary_row(group: str, subject: str, rounds: Sequence[LoadFigures | None]) -> Row:
+def unary_row(
+    group: str,
+    subject: str,
+    rounds: Sequence[LoadFigures | None],
+    relay: Sequence[LoadFigures | None],
+) -> Row:
+    """ARCA's is judged, and says what it took more than a relay that does nothing with the bytes."""
     row = load_row(group, subject, rounds)
     if subject != "arca" or row.cpu_us is None:
         return row
-    return replace(row, value=row.cpu_us, limit="CPU 60 µs", met=row.cpu_us <= 60)
+    more = paired_difference([_cpu(f) for f in rounds], [_cpu(f) for f in relay])
+    result = "" if more is None else f"{more:+.1f} µs to passing bytes only"
+    return replace(row, result=result, value=row.cpu_us, limit="CPU 60 µs", met=row.cpu_us <= 60)
 
 
 def paced_row(

@@ -5,15 +5,20 @@ from __future__ import annotations
 import socket
 import threading
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.bench import h2load, rows
 from tests.bench.load import LoadFigures
+from tests.bench.peers import lines_ahead
 from tests.bench.processes import NotMeasured
 from tests.bench.rpc import CallsReport, MessageFigures
 from tests.bench.streams import Connection, HeldFigures, StreamFigures, frame, split_frames
 from tests.bench.upstream import require_new_ids
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 REPORT = """\
 finished in 994.62ms, 119169.01 req/s, 14.66MB/s
@@ -134,9 +139,12 @@ def test_a_ratio_without_a_round_in_common_has_no_row() -> None:
 
 
 def test_only_arcas_calls_have_a_limit() -> None:
-    assert rows.unary_row("g", "arca", [replace(FIGURES, cpu_us=60.0)]).met is True
-    assert rows.unary_row("g", "arca", [replace(FIGURES, cpu_us=60.1)]).met is False
-    assert rows.unary_row("g", "haproxy", [FIGURES]).met is None
+    relay = [replace(FIGURES, cpu_us=40.0)]
+    row = rows.unary_row("g", "arca", [replace(FIGURES, cpu_us=60.0)], relay)
+    assert (row.met, row.result) == (True, "+20.0 µs to passing bytes only")
+    row = rows.unary_row("g", "arca", [replace(FIGURES, cpu_us=60.1)], [None])
+    assert (row.met, row.result) == (False, "")
+    assert rows.unary_row("g", "haproxy", [FIGURES], relay).met is None
 
 
 def test_rows_of_streams_and_messages_say_when_a_limit_is_passed() -> None:
@@ -148,6 +156,17 @@ def test_rows_of_streams_and_messages_say_when_a_limit_is_passed() -> None:
     assert rows.messages_row(MessageFigures(8, 8, 65_535)).met is True
     assert rows.messages_row(MessageFigures(8, 8, 65_536)).met is False
     assert rows.messages_row(MessageFigures(8, 7, 0)).met is False
+
+
+def test_records_are_counted_once_as_the_log_grows(tmp_path: Path) -> None:
+    path = tmp_path / "exchanges.jsonl"
+    path.write_bytes(b"{}\n{}\n{")
+    with path.open("rb") as log:
+        assert lines_ahead(log) == 2
+        assert lines_ahead(log) == 0
+        with path.open("ab") as more:
+            more.write(b"}\n{}\n")
+        assert lines_ahead(log) == 2
 
 
 IDS = "0b6e7e40-7c5a 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
