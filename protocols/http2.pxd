@@ -21,6 +21,7 @@ cdef class Lane:
     cdef Lane other
     cdef bytearray held            # from the first byte of a frame, or of a header block, that is not complete
     cdef double held_since
+    cdef double block_began        # when the first octet came of the header block that is being read
     cdef Py_ssize_t preface        # octets of the client's preface still to come
     cdef bint settled              # its first SETTINGS frame was seen
     cdef Decoder decoder

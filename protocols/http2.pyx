@@ -346,7 +346,9 @@ cdef class Http2(Codec):
                     if lane.padding >= lane.passing:
                         self._fault(lane, "frame", "padding longer than its DATA frame", now)
                         break
-                    if lane.padding == lane.passing - 1 and not lane.ends_stream and not self._count_empty(lane, now):
+                    if lane.padding < lane.passing - 1:
+                        lane.empty_frames = 0
+                    elif not lane.ends_stream and not self._count_empty(lane, now):
                         break
                     used = 1
                     if lane.stream is not None:
@@ -421,6 +423,7 @@ cdef class Http2(Codec):
                     self._refuse_block(lane, found, now)
                     break
                 lane.empty_frames = block.empty_frames
+                lane.block_began = now if owner is None or position else lane.held_since
                 if self._headers(lane, f, &block, now):
                     out.add(p + copied, position - copied)
                     _write_block(out, f, &block, edited)
@@ -665,7 +668,7 @@ cdef class Http2(Codec):
                 self._fault(lane, "frame", "a stream that is not the client's to open", now)
                 return False
             self.last_stream = block.stream
-            self._open(block.stream, block.size, now if lane.held is None else lane.held_since)
+            self._open(block.stream, block.size, lane.block_began)
             if self.over:
                 return False
             stream = self.streams[block.stream]
@@ -741,6 +744,9 @@ cdef class Http2(Codec):
                     self._note_authority(exchange, field)
                 elif _is(name, length, b":protocol", 9):
                     exchange.tunnel = True
+            elif _is(name, length, b"b3", 2) or length > 5 and memcmp(name, b"x-b3-", 5) == 0:
+                lane.trace_fields = True
+                own_octets += min(length + field.value_length, <Py_ssize_t>OWN_LINE)
             elif length == 12:
                 if memcmp(name, b"x-request-id", 12) == 0:
                     if not request_id:
@@ -760,9 +766,6 @@ cdef class Http2(Codec):
                     own_octets += min(length + field.value_length, <Py_ssize_t>OWN_LINE)
             elif _is(name, length, b"tracestate", 10):
                 lane.trace_fields = True
-            elif _is(name, length, b"b3", 2) or length > 5 and memcmp(name, b"x-b3-", 5) == 0:
-                lane.trace_fields = True
-                own_octets += min(length + field.value_length, <Py_ssize_t>OWN_LINE)
             elif length == 4 and exchange.authority is None and memcmp(name, b"host", 4) == 0:
                 self._note_authority(exchange, field)
         exchange.tunnel = exchange.tunnel or exchange.method == b"CONNECT"
@@ -1012,6 +1015,11 @@ cdef class Http2(Codec):
     cdef _finish(self, Stream stream, End how, double now):
         cdef Exchange exchange = stream.exchange
         del self.streams[stream.id]
+        # The other side may have ended it in the middle of one of its frames.
+        if self.down.stream is stream:
+            self.down.stream = None
+        if self.up.stream is stream:
+            self.up.stream = None
         self.in_flight -= 1
         self.kept -= _kept(exchange)
         if exchange.rpc is not None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from protocols.codec import Codec
     from protocols.exchange import End, Exchange
 
-FINISHED, REFUSED, SUCCEEDED, RESUMABLE = 1, 2, 4, 8
+FINISHED, REFUSED, SUCCEEDED, RESUMABLE, REPLY, EXCEEDED = 1, 2, 4, 8, 16, 32
 
 # Every random byte is 0x11, so every new id is the same and a test can write it down.
 REQUEST_ID = b"11111111-1111-4111-9111-111111111111"
@@ -36,10 +36,13 @@ class Caller:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.now = 0.0
+        self.tick = 1.0  # seconds between two things that are said
         self.to_upstream = bytearray()
         self.to_downstream = bytearray()
         self.exchanges: list[Exchange] = []
+        self.exceeded: list[tuple[str, str]] = []
         self.refusal: bytes | None = None
+        self.refusal_to_upstream = b""
         self.fallback: str | None = None
         self.handed_over = False
         self.resumed = False
@@ -50,12 +53,14 @@ class Caller:
         self._tick()
         if self.refusal is None:
             self.to_upstream += self.codec.from_downstream(data, self.now)
+            self._take_reply(self.to_downstream)
             self._attend()
 
     def upstream(self, data: bytes) -> None:
         self._tick()
         if self.refusal is None:
             self.to_downstream += self.codec.from_upstream(data, self.now)
+            self._take_reply(self.to_upstream)
             self._attend()
 
     def downstream_eof(self) -> None:
@@ -81,12 +86,28 @@ class Caller:
         self.codec.end(how, error, self.now)
         self._attend()
 
+    def refuse_late_head(self) -> None:
+        self._tick()
+        self.codec.refuse_late_head(self.now)
+        self._attend()
+
     def _tick(self) -> None:
-        self.now += 1.0
+        self.now += self.tick
+
+    def _take_reply(self, heard: bytearray) -> None:
+        if self.codec.signals & REPLY:
+            self.codec.signals &= ~REPLY
+            reply = self.codec.take_reply()
+            assert reply
+            heard += reply
 
     def _attend(self) -> None:
         while signals := self.codec.signals:
+            assert not signals & REPLY
             self.codec.signals = 0
+            assert bool(signals & EXCEEDED) == bool(self.codec.exceeded)
+            self.exceeded += self.codec.exceeded
+            self.codec.exceeded.clear()
             self.resumed = self.resumed or bool(signals & RESUMABLE)
             assert bool(signals & FINISHED) == bool(self.codec.finished)
             self.exchanges += self.codec.finished
@@ -107,6 +128,7 @@ class Caller:
                 assert self.codec.refusal is not None
                 assert self.codec.in_flight == 0
                 self.refusal = self.codec.refusal.answer
+                self.refusal_to_upstream = self.codec.refusal.to_upstream
         if self.downstream_closed and not self.codec.pause_downstream:
             # FIN goes on behind the last byte, which may have to wait for upstream's answer.
             self.fin_to_upstream = True
