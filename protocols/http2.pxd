@@ -9,6 +9,7 @@ cdef class Stream:
     cdef Exchange exchange
     cdef unsigned int id
     cdef bint response_begun
+    cdef bint id_cut               # its request id is longer than what is kept of it
     cdef Messages request
     cdef Messages response
     cdef WebMessages web_request

@@ -55,6 +55,7 @@ cdef enum Flag:
 cdef enum:
     SETTINGS_INITIAL_WINDOW_SIZE = 4
     SETTINGS_MAX_FRAME_SIZE = 5
+    LAST_STREAM = 0x7FFFFFFF
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
     INTERNAL_ERROR = 2
@@ -296,6 +297,7 @@ cdef class Http2(Codec):
         self.up.max_frame = 0xFFFFFF
         self.opened = 1
         self.streams[1] = stream
+        self.kept = _kept(exchange)
         self.in_flight = 1
         self.kept = _kept(exchange)
 
@@ -440,14 +442,21 @@ cdef class Http2(Codec):
                 if not _well_formed(kind, length, stream):
                     self._fault(lane, "frame", "a frame of the wrong length, or on the wrong stream", now)
                     break
-                if n - position < FRAME_HEADER + length:
+                if length > MAX_BLOCK and kind == SETTINGS:
+                    self._exceed(lane, "settings", f"a SETTINGS frame of more than {MAX_BLOCK // 1024} KiB", now)
+                    break
+                # What follows the code of a GOAWAY is text, of any length, and for the receiver alone.
+                used = 8 if kind == GOAWAY else length
+                if n - position < FRAME_HEADER + used:
                     break
                 if not self._control(lane, f + FRAME_HEADER, length, kind, flags, stream, now):
                     if self.over:
                         break
                     out.add(p + copied, position - copied)
                     copied = position + FRAME_HEADER + length
-                position += FRAME_HEADER + length
+                position += FRAME_HEADER + used
+                lane.ends_stream = False
+                lane.passing = length - used
 
         if self.over and self.successor is None:
             lane.held = None
@@ -610,7 +619,11 @@ cdef class Http2(Codec):
             # RFC 9113 section 8.1: what is left of the request is not wanted any more.
             self._finish(stream, COMPLETE, now)
             return True
-        premature = lane.downstream and not stream.response_begun and now - stream.exchange.started < PREMATURE_SECONDS
+        # To decline what was pushed is no attack: the server asked for it.
+        premature = (
+            lane.downstream and id & 1 and not stream.response_begun
+            and now - stream.exchange.started < PREMATURE_SECONDS
+        )
         stream.exchange.stream_error = code
         self._finish(stream, DOWNSTREAM_RST_STREAM if lane.downstream else UPSTREAM_RST_STREAM, now)
         if premature:
@@ -673,6 +686,7 @@ cdef class Http2(Codec):
                 return False
             stream = self.streams[block.stream]
             own_fields, own_octets = self._read_request(stream, lane)
+            stream.exchange.request_complete = block.flags & END_STREAM
             if not self._within_limits(lane, stream, own_fields, own_octets, now):
                 return self._translate(lane, p, n)
             changed = self._identify(stream, lane, p, n)
@@ -681,12 +695,14 @@ cdef class Http2(Codec):
         elif lane.downstream:
             stream.exchange.request_bytes += block.size
             changed = self._translate(lane, p, n)
+            if block.flags & END_STREAM:
+                stream.exchange.request_complete = True
             if not self._within_limits(lane, stream, 0, 0, now):
                 return changed
         else:
             stream.exchange.response_bytes += block.size
-            # The next ARCA gives an id back which is not the server's to answer for.
-            if not self._within_limits(lane, stream, 1, OWN_LINE, now):
+            # Neither :status nor the id that another ARCA gave back is the server's to answer for.
+            if not self._within_limits(lane, stream, 1 if stream.response_begun else 2, OWN_LINE, now):
                 return False
             if stream.response_begun:
                 self._read_status(stream, lane)
@@ -752,6 +768,7 @@ cdef class Http2(Codec):
                     if not request_id:
                         request_id = True
                         exchange.request_id = field.value[:min(field.value_length, <Py_ssize_t>MAX_TEXT, room)]
+                        stream.id_cut = len(exchange.request_id) < field.value_length
                         own_fields += 1
                         own_octets += min(length + field.value_length, <Py_ssize_t>OWN_LINE)
                 elif memcmp(name, b"content-type", 12) == 0:
@@ -975,7 +992,7 @@ cdef class Http2(Codec):
         if exchange.rpc is not None:
             self._read_status(stream, lane)
         room = 0 if exchange.request_id is None else len(exchange.request_id)
-        if identified or room == 0 or room >= MAX_TEXT or (
+        if identified or room == 0 or stream.id_cut or (
             room > OWN_LINE - 12 and lane.decoder.list_size + room + 12 > MAX_LIST
         ):
             return False
@@ -1007,6 +1024,7 @@ cdef class Http2(Codec):
             exchange.request_complete = True
         else:
             exchange.response_complete = True
+            exchange.ended = now
         if exchange.response_complete and (exchange.request_complete or self.downstream_closed):
             self._finish(stream, COMPLETE, now)
         else:
@@ -1027,7 +1045,8 @@ cdef class Http2(Codec):
             if exchange.rpc.status >= 0:
                 exchange.code = status_name(exchange.rpc.status)
         exchange.end = how
-        exchange.ended = now
+        if how != COMPLETE or exchange.ended < 0:
+            exchange.ended = now
         self.finished.append(exchange)
         self.signals |= FINISHED
         self.closed += 1
@@ -1098,6 +1117,18 @@ cdef class Http2(Codec):
 
     cpdef bint awaits_head(self, double since):
         return self.down.held is not None and self.down.held_since < since and not self.over
+
+    cpdef bytes begin_drain(self):
+        """The notice of section 6.8: no stream is given up by it, but a client opens no new ones after it."""
+        cdef bytes notice = answers.goaway(
+            LAST_STREAM, NO_ERROR, "the proxy on the way is going away", settings_first=False
+        )
+        if self.over or not self.up.settled:
+            return b""
+        if self.up.passing:
+            self._queue(self.up, notice)
+            return b""
+        return notice
 
     cpdef bytes farewell(self):
         if not self.up.settled or self.up.passing or self.over:
