@@ -37,6 +37,7 @@ cdef class Codec:
     cpdef bint awaits_head(self, double since)
     cpdef bytes take_reply(self)
     cpdef refuse_late_head(self, double now)
+    cpdef bytes begin_drain(self)
     cpdef bytes farewell(self)
     cpdef list running(self, double before)
     cpdef str protocol_name(self)

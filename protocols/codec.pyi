@@ -60,6 +60,9 @@ class Codec:
     def refuse_late_head(self, now: float) -> None:
         """The head that ``awaits_head`` told of has taken too long: end the connection with a refusal."""
 
+    def begin_drain(self) -> bytes:
+        """What downstream is told, once, when no new exchange should begin on this connection."""
+
     def farewell(self) -> bytes:
         """What downstream is told when its idle connection is about to be closed in order."""
 

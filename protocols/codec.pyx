@@ -63,6 +63,9 @@ cdef class Codec:
     cpdef refuse_late_head(self, double now):
         raise NotImplementedError
 
+    cpdef bytes begin_drain(self):
+        return b""
+
     cpdef bytes farewell(self):
         return b""
 

@@ -297,7 +297,6 @@ cdef class Http2(Codec):
         self.up.max_frame = 0xFFFFFF
         self.opened = 1
         self.streams[1] = stream
-        self.kept = _kept(exchange)
         self.in_flight = 1
         self.kept = _kept(exchange)
 

@@ -54,6 +54,7 @@ cdef class Pair:
     cdef int counted_in_flight
     cdef int counted_grpc           # of them
     cdef bint refused               # what still comes is not read
+    cdef bint draining              # downstream was told so
     cdef bint over
 
     cdef accepted(self)

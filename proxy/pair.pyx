@@ -183,7 +183,7 @@ cdef class Side:
     cdef send(self, bytes data):
         """Hand the bytes to the kernel, and what it does not take to the transport, which keeps it."""
         cdef Py_ssize_t sent = 0
-        if self.write is None or self.finished or self.closing:
+        if self.write is None or self.finished or self.closing or not data:
             return
         if self.queued and not self.transport.get_write_buffer_size():
             self.queued = False
@@ -846,18 +846,20 @@ cdef class Pair:
         """Close a pair on which nothing is in flight; answers whether it was."""
         if self.refused:
             return False  # it is ending already
-        if self.codec is not None and (self.codec.in_flight or self.codec.awaits_head(clock())):
-            return False
-        if self.first and self.codec is None:
-            return False
-        if self.codec is not None:
+        if self.codec is None:
+            if self.first:
+                return False
+        else:
             try:
-                farewell = self.codec.farewell()
+                if self.codec.in_flight or self.codec.awaits_head(clock()):
+                    if not self.draining:
+                        self.draining = True
+                        self.downstream.send(self.codec.begin_drain())
+                    return False
+                self.downstream.send(self.codec.farewell())
             except Exception:
                 self._defect()
                 return True
-            if farewell:
-                self.downstream.send(farewell)
         self.refused = True
         if self.upstream is not None:
             self.upstream.close()

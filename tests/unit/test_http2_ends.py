@@ -18,6 +18,7 @@ from tests.unit.http2_conversation import (
     CONTINUATION,
     DATA,
     END_HEADERS,
+    END_STREAM,
     GET,
     GIVEN_BACK,
     HAS_PRIORITY,
@@ -281,6 +282,33 @@ def test_there_is_no_farewell_before_upstreams_settings_or_within_its_frame() ->
     assert conversation().downstream(OPEN).to_upstream(OPEN).caller.codec.farewell() == b""
     talk = asked().upstream(HEAD + data(1, b"abc")[:10])
     assert talk.caller.codec.farewell() == b""
+
+
+def test_a_drain_is_told_without_giving_up_any_stream() -> None:
+    talk = asked()
+    last, code, _ = told_goaway(talk.caller.codec.begin_drain())
+    assert (last, code) == (0x7FFFFFFF, NO_ERROR)
+    talk.upstream(ANSWER).to_downstream(ANSWER).exchange(stream=1, end=End.COMPLETE)
+
+
+def test_a_drain_is_told_behind_the_frame_that_is_on_its_way() -> None:
+    rest = data(1, b"abc", END_STREAM)
+    talk = asked().upstream(HEAD + rest[:10]).to_downstream(HEAD + rest[:10])
+    assert talk.caller.codec.begin_drain() == b""
+    talk.caller.upstream(rest[10:])
+    said = bytes(talk.caller.to_downstream)
+    assert said.startswith(rest[10:])
+    assert told_goaway(said[len(rest[10:]) :])[:2] == (0x7FFFFFFF, NO_ERROR)
+
+
+def test_a_response_that_outruns_its_request_ends_the_exchange_when_it_ends() -> None:
+    post = headers(1, QUIET_POST, END_HEADERS)
+    talk = opened().downstream(post).to_upstream(post)
+    talk.upstream(ANSWER).to_downstream(ANSWER)
+    answered = talk.caller.now
+    talk.downstream(data(1, b"", END_STREAM)).to_upstream(data(1, b"", END_STREAM))
+    talk.exchange(stream=1, end=End.COMPLETE, ended=answered)
+    assert talk.caller.now > answered
 
 
 # -- an upstream that cannot be reached
