@@ -6,6 +6,7 @@ whole run, and covers all processes of the proxy; what it did to start and to wa
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,7 +19,7 @@ from tests.bench.rpc import require_same_rpc_work, rpc_server, run_calls
 from tests.bench.wrk import run_wrk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 WARM_UP_SECONDS = 1
@@ -72,16 +73,22 @@ def measure_load(bench: Bench, subject: Peer | None, seconds: float) -> LoadFigu
         return _account(proxy, lambda: run_wrk(proxy.port, seconds, bench.load_core))
 
 
-def measure_http2(bench: Bench, subject: Peer | None, connections: int, seconds: float) -> LoadFigures:
+@contextlib.contextmanager
+def standing_http2(bench: Bench, subject: Peer | None) -> Iterator[Standing]:
     """The subject is started twice: before the mirror to see that it does the work, then to be measured."""
     core = bench.proxy_core
     with http2_servers(bench.directory, bench.load_core) as servers:
         with standing(subject, bench.directory, servers.mirror_port, core, require_same_http2_work):
             pass
         with standing(subject, bench.directory, servers.load_port, core, require_answers) as proxy:
-            warm = run_h2load(proxy.port, connections, WARM_UP_HTTP2_REQUESTS, bench.load_core)
-            requests = max(WARM_UP_HTTP2_REQUESTS, round(warm.requests_per_second * seconds))
-            return _account(proxy, lambda: run_h2load(proxy.port, connections, requests, bench.load_core))
+            yield proxy
+
+
+def measure_http2(bench: Bench, subject: Peer | None, connections: int, seconds: float) -> LoadFigures:
+    with standing_http2(bench, subject) as proxy:
+        warm = run_h2load(proxy.port, connections, WARM_UP_HTTP2_REQUESTS, bench.load_core)
+        requests = max(WARM_UP_HTTP2_REQUESTS, round(warm.requests_per_second * seconds))
+        return _account(proxy, lambda: run_h2load(proxy.port, connections, requests, bench.load_core))
 
 
 def measure_unary(bench: Bench, subject: Peer | None, at_once: int, seconds: float) -> LoadFigures:

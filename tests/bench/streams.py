@@ -13,16 +13,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.bench.http2_upstream import http2_servers, require_answers, require_same_http2_work
+from tests.bench.load import standing_http2
 from tests.bench.memory import worker
-from tests.bench.peers import Peer, standing
 from tests.bench.processes import NotMeasured, memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from tests.bench.load import Bench
-    from tests.bench.peers import Standing
+    from tests.bench.peers import Peer, Standing
 
 WARM_UP_STREAMS = 20_000
 STREAMS = 100_000
@@ -199,13 +198,9 @@ def measure_held(bench: Bench, subject: Peer) -> HeldFigures:
 
 @contextlib.contextmanager
 def _connection(bench: Bench, subject: Peer) -> Iterator[tuple[Standing, Connection]]:
-    """One connection through the subject, which was seen to do the work before."""
-    core = bench.proxy_core
-    with http2_servers(bench.directory, bench.load_core) as servers:
-        with standing(subject, bench.directory, servers.mirror_port, core, require_same_http2_work):
-            pass
-        with (
-            standing(subject, bench.directory, servers.load_port, core, require_answers) as proxy,
-            contextlib.closing(Connection(proxy.port)) as connection,
-        ):
-            yield proxy, connection
+    """One connection through the subject."""
+    with (
+        standing_http2(bench, subject) as proxy,
+        contextlib.closing(Connection(proxy.port)) as connection,
+    ):
+        yield proxy, connection
