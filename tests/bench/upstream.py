@@ -13,7 +13,7 @@ import re
 from string import Template
 from typing import TYPE_CHECKING
 
-from tests.bench.processes import NotMeasured, free_port, running, wait_until_listening
+from tests.bench.processes import NotMeasured, free_port, program, running, wait_until_listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,7 +52,9 @@ def upstream(directory: Path, core: int) -> Iterator[int]:
     config = directory / "upstream.conf"
     config.write_text(CONFIG.substitute(directory=directory, port=port, body=BODY.decode()))
     log = directory / "upstream.log"
-    with running(["nginx", "-e", "stderr", "-p", str(directory), "-c", str(config)], log, core) as process:
+    with running(
+        [program("nginx"), "-e", "stderr", "-p", str(directory), "-c", str(config)], log, core
+    ) as process:
         wait_until_listening(process, port, log)
         yield port
 
