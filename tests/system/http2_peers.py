@@ -24,12 +24,13 @@ import h2.connection
 import h2.events
 import hpack
 
-from tests.system.arca import OPEN, Peer, dialed
+from tests.system.arca import OPEN, Carrier, Peer, dialed
 from tests.system.processes import PATIENCE, free_port, until
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from tests.system.processes import Arca
 
@@ -428,3 +429,16 @@ class Program:
         except ConnectionRefusedError:
             return False
         return True
+
+
+class Front(Carrier):
+    """An ARCA with one port more, ``served``, that leads to a server which is not the test's own."""
+
+    def __init__(self, directory: Path, port: int, settings: str = "") -> None:
+        self.served = free_port()
+        super().__init__(directory, settings, "--forward", f"127.0.0.1:{self.served}=127.0.0.1:{port}")
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        until(lambda: len(self.logged()) == 1)  # the connection that a Carrier begins with
+        return self
