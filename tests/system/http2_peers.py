@@ -17,6 +17,7 @@ import contextlib
 import re
 import subprocess
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import h2.config
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from tests.system.processes import Arca
+    from tests.system.processes import Arca, Row
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -45,6 +46,9 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDO
 # Flags. END_STREAM is of DATA and HEADERS, ACK of SETTINGS and PING.
 END_STREAM = ACK = 0x1
 END_HEADERS, PADDED, WITH_PRIORITY = 0x4, 0x8, 0x20
+
+# Traces that begin in ARCA are not sampled, so that a test knows the whole of a traceparent.
+UNSAMPLED_TRACES = "sample = 0.0\n"
 
 CANCEL, REFUSED_STREAM, ENHANCE_YOUR_CALM = 8, 7, 11
 
@@ -318,6 +322,18 @@ def counted(arca: Arca, name: str, **labels: str) -> float:
     return total
 
 
+def exchanges_since(arca: Carrier, began: float, count: int) -> list[Row]:
+    """The exchanges that began since ``began``, in the order that they ended: exactly ``count``."""
+
+    def found() -> list[Row]:
+        return [row for row in arca.logged() if datetime.fromisoformat(str(row["time"])).timestamp() >= began]
+
+    until(lambda: len(found()) >= count)
+    rows = found()
+    assert len(rows) == count, rows
+    return rows
+
+
 class Library:
     """An end that h2 drives: it obeys and enforces flow control, and raises on what the RFC forbids."""
 
@@ -436,7 +452,8 @@ class Front(Carrier):
 
     def __init__(self, directory: Path, port: int, settings: str = "") -> None:
         self.served = free_port()
-        super().__init__(directory, settings, "--forward", f"127.0.0.1:{self.served}=127.0.0.1:{port}")
+        forward = f"127.0.0.1:{self.served}=127.0.0.1:{port}"
+        super().__init__(directory, UNSAMPLED_TRACES + settings, "--forward", forward)
 
     def __enter__(self) -> Self:
         super().__enter__()

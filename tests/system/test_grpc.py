@@ -16,9 +16,8 @@ import signal
 import sys
 import threading
 import time
-from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -40,6 +39,7 @@ from tests.system.http2_peers import (
     counted,
     data,
     ends,
+    exchanges_since,
     goaway,
     passes,
     reset,
@@ -101,13 +101,7 @@ def client(arca: Front) -> Iterator[Client]:
 
 def rpcs(arca: Carrier, began: float, count: int) -> list[Row]:
     """The exchanges that began since then: exactly ``count``, all of them gRPC."""
-
-    def found() -> list[Row]:
-        return [row for row in arca.logged() if datetime.fromisoformat(str(row["time"])).timestamp() >= began]
-
-    until(lambda: len(found()) >= count)
-    rows = found()
-    assert len(rows) == count, rows
+    rows = exchanges_since(arca, began, count)
     assert {row["protocol"] for row in rows} == {"grpc"}
     return rows
 
@@ -127,58 +121,63 @@ TEXT: Metadata = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("method", "messages", "metadata", "compress"),
-    [
-        pytest.param("Unary", [b"hello"], [], False, id="unary"),
-        pytest.param("Client", [b"a", b"bb", b"ccc"], [], False, id="client_streaming"),
-        pytest.param("Server", [b"5 message"], [], False, id="server_streaming"),
-        pytest.param("Both", [b"a", b"bb", b"ccc"], [], False, id="bidirectional"),
-        pytest.param("Unary", [b""], [], False, id="an_empty_message"),
-        pytest.param("Client", [], [], False, id="no_message"),
-        pytest.param("Server", [b"0 "], [], False, id="no_answer_message"),
-        pytest.param("Both", [], [], False, id="no_message_either_way"),
-        pytest.param("Unary", [MB4], [], False, id="4_mb_both_ways"),
-        pytest.param("Both", [MB4, b"", MB4], [], False, id="4_mb_streamed"),
-        pytest.param("Both", [b"m%d" % n for n in range(1000)], [], False, id="1000_messages"),
-        pytest.param("Server", [b"1000 x"], [], False, id="1000_messages_down"),
-        pytest.param("Unary", [b"hello"], TEXT, False, id="metadata_of_unary"),
-        pytest.param("Both", [b"1", b"2"], TEXT, False, id="metadata_of_streaming"),
-        pytest.param("Unary", [b"x" * 10_000], [("x-compress", "1")], True, id="gzip"),
-        pytest.param(
-            "Both", [b"x" * 10_000, b"y" * 10_000], [("x-compress", "1")], True, id="gzip_streaming"
-        ),
-        pytest.param("Missing", [b"hello"], [], False, id="unknown_method"),
-    ],
-)
-def test_neither_application_can_tell(
-    arca: Front,
-    service: Service,
-    client: Client,
-    method: str,
-    messages: list[bytes],
-    metadata: Metadata,
-    compress: bool,
-) -> None:
-    began = time.time()
+class Case(NamedTuple):
+    method: str
+    messages: list[bytes]
+    metadata: Metadata
+    compress: bool
+
+
+CASES = {
+    "unary": Case("Unary", [b"hello"], [], False),
+    "client_streaming": Case("Client", [b"a", b"bb", b"ccc"], [], False),
+    "server_streaming": Case("Server", [b"5 message"], [], False),
+    "bidirectional": Case("Both", [b"a", b"bb", b"ccc"], [], False),
+    "an_empty_message": Case("Unary", [b""], [], False),
+    "no_message": Case("Client", [], [], False),
+    "no_answer_message": Case("Server", [b"0 "], [], False),
+    "no_message_either_way": Case("Both", [], [], False),
+    "4_mb_both_ways": Case("Unary", [MB4], [], False),
+    "4_mb_streamed": Case("Both", [MB4, b"", MB4], [], False),
+    "1000_messages": Case("Both", [b"m%d" % n for n in range(1000)], [], False),
+    "1000_messages_down": Case("Server", [b"1000 x"], [], False),
+    "metadata_of_unary": Case("Unary", [b"hello"], TEXT, False),
+    "metadata_of_streaming": Case("Both", [b"1", b"2"], TEXT, False),
+    "gzip": Case("Unary", [b"x" * 10_000], [("x-compress", "1")], True),
+    "gzip_streaming": Case("Both", [b"x" * 10_000, b"y" * 10_000], [("x-compress", "1")], True),
+    "unknown_method": Case("Missing", [b"hello"], [], False),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_neither_application_can_tell(service: Service, client: Client, case: Case) -> None:
+    method, messages, metadata, compress = case
     with Client(service.port) as directly:
         expected = directly.call(method, messages, metadata, gzip=compress)
     got = client.call(method, messages, metadata, gzip=compress)
     assert got.without_added() == expected.without_added()
-    assert len(service.calls) in (0, 2)
+    assert len(service.calls) == (0 if method == "Missing" else 2)
     if service.calls:
         seen, through = service.calls
         assert without_id(through.metadata) == without_id(seen.metadata)
-    (row,) = rpcs(arca, began, 1)
-    assert row["method"] == f"{NAME}/{method}"
-    assert row["target"] == f"/{NAME}/{method}"
-    assert (row["status"], row["code"]) == (200, expected.code)
-    assert verdict(row) == (OK_VERDICT if expected.code == "OK" else GRPC_STATUS)
-    rpc = of_call(row)
-    assert rpc["response_messages"] == len(expected.messages)
-    # A call that failed may have done so before its message was sent.
-    assert rpc["request_messages"] == len(messages) or expected.code != "OK"
-    assert rpc["compressed"] is compress
+
+
+def test_each_of_these_calls_is_one_exchange(arca: Front, service: Service, client: Client) -> None:
+    began = time.time()
+    outcomes = [
+        client.call(case.method, case.messages, case.metadata, gzip=case.compress) for case in CASES.values()
+    ]
+    rows = rpcs(arca, began, len(CASES))
+    for row, case, outcome in zip(rows, CASES.values(), outcomes, strict=True):
+        assert row["method"] == f"{NAME}/{case.method}"
+        assert row["target"] == f"/{NAME}/{case.method}"
+        assert (row["status"], row["code"]) == (200, outcome.code)
+        assert verdict(row) == (OK_VERDICT if outcome.code == "OK" else GRPC_STATUS)
+        rpc = of_call(row)
+        assert rpc["response_messages"] == len(outcome.messages)
+        # A call that failed may have done so before its message was sent.
+        assert rpc["request_messages"] == len(case.messages) or outcome.code != "OK"
+        assert rpc["compressed"] is case.compress
 
 
 def test_the_four_kinds_as_grpcio_has_them(arca: Front, service: Service, client: Client) -> None:

@@ -51,6 +51,7 @@ from tests.system.http2_peers import (
     SETTINGS,
     SETTINGS_ACK,
     UNINDEXED,
+    UNSAMPLED_TRACES,
     WINDOW_UPDATE,
     WITH_PRIORITY,
     Fields,
@@ -64,6 +65,7 @@ from tests.system.http2_peers import (
     counted,
     data,
     ends,
+    exchanges_since,
     frame,
     goaway,
     literal,
@@ -73,7 +75,7 @@ from tests.system.http2_peers import (
     settings,
     window,
 )
-from tests.system.processes import PATIENCE, Row, free_port, until
+from tests.system.processes import PATIENCE, free_port, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +95,7 @@ UNSAMPLED = b"00-" + TRACE + b"-" + PARENT + b"-00"
 
 @pytest.fixture(scope="module")
 def carrier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Carrier]:
-    with Carrier(tmp_path_factory.mktemp("arca")) as made:
+    with Carrier(tmp_path_factory.mktemp("arca"), UNSAMPLED_TRACES) as made:
         yield made
 
 
@@ -1068,32 +1070,48 @@ YAMUX = b"\x00\x01\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00"
 INDEX_OF_NOTHING = frame(HEADERS, END_STREAM | END_HEADERS, 1, b"\xff\xff\xff")
 
 
-@pytest.mark.parametrize(
-    ("asked", "reason"),
-    [
-        pytest.param(PREFACE + YAMUX * 3, "not_http2", id="yamux"),
-        pytest.param(PREFACE + b"hello, this is a tunnel\r\n", "not_http2", id="text"),
-        pytest.param(PREFACE + settings() + frame(PING, 0, 0, b"seven b"), "frame", id="ping_of_7"),
-        pytest.param(PREFACE + settings() + b"\xff\xff\xff\x00\x00" + bytes(30), "frame", id="16_mb_of_data"),
-        pytest.param(PREFACE + settings() + INDEX_OF_NOTHING, "hpack", id="hpack"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_followed_is_carried_byte_for_byte(arca: Carrier, asked: bytes, reason: str) -> None:
-    before = counted(arca, "arca_codec_fallbacks_total", protocol="http/2", reason=reason)
-    client, server = arca.connect()
-    with client, server:
-        for n in range(3):
-            client.sends(asked + b"%d" % n)
-            server.hears(asked + b"%d" % n)
-            server.sends(asked[::-1])
-            client.hears(asked[::-1])
-        client.ends()
-        assert server.heard_end() == FIN
-        server.sends(b"last")
-        client.hears(b"last")
-        server.closes()
-        assert client.heard_end() == FIN
-    until(lambda: counted(arca, "arca_codec_fallbacks_total", protocol="http/2", reason=reason) == before + 1)
+NOT_HTTP2 = {
+    "yamux": (PREFACE + YAMUX * 3, "not_http2"),
+    "text": (PREFACE + b"hello, this is a tunnel\r\n", "not_http2"),
+    "ping_of_7": (PREFACE + settings() + frame(PING, 0, 0, b"seven b"), "frame"),
+    "16_mb_of_data": (PREFACE + settings() + b"\xff\xff\xff\x00\x00" + bytes(30), "frame"),
+    "index_of_nothing": (PREFACE + settings() + INDEX_OF_NOTHING, "hpack"),
+}
+
+
+def test_what_cannot_be_followed_is_carried_byte_for_byte(arca: Carrier) -> None:
+    def fallbacks() -> Counter[str]:
+        reasons = {reason for _, reason in NOT_HTTP2.values()}
+        name = "arca_codec_fallbacks_total"
+        return Counter({each: int(counted(arca, name, protocol="http/2", reason=each)) for each in reasons})
+
+    before = fallbacks()
+    for asked, _ in NOT_HTTP2.values():
+        client, server = arca.connect()
+        with client, server:
+            for n in range(3):
+                client.sends(asked + b"%d" % n)
+                server.hears(asked + b"%d" % n)
+                server.sends(asked[::-1])
+                client.hears(asked[::-1])
+            client.ends()
+            assert server.heard_end() == FIN
+            server.sends(b"last")
+            client.hears(b"last")
+            server.closes()
+            assert client.heard_end() == FIN
+    expected = before + Counter(reason for _, reason in NOT_HTTP2.values())
+    until(lambda: fallbacks() == expected)
+
+
+def test_what_cannot_be_followed_is_refused_when_strict(tmp_path: Path) -> None:
+    with Carrier(tmp_path, "strict = true\n") as arca:
+        for asked, _ in NOT_HTTP2.values():
+            client, server = ends(arca.connect())
+            with client, server:
+                client.sends(asked)
+                assert client.finds(GOAWAY).payload[4:8] != bytes(4)
+                assert client.rest() in (FIN, RST)
 
 
 def test_a_server_that_speaks_first_and_means_something_else(arca: Carrier) -> None:
@@ -1177,37 +1195,46 @@ def a_block_without_end(client: Http2Peer) -> bytes:
     return begun + frame(CONTINUATION, 0, 1, b"v" * 16384) * 40
 
 
-@pytest.mark.parametrize(
-    ("flood", "limits"),
-    [
-        (rapid_reset, {"rapid_reset"}),
-        (continuations, {"continuation"}),
-        (empty_data, {"empty_frames"}),
-        (empty_continuations, {"empty_frames"}),
-        (pings, {"ping"}),
-        (many_settings, {"settings"}),
-        (priorities_alone, {"priority"}),
-        (windows, {"window_update"}),
-        (a_block_without_end, {"header_block", "header_list"}),
-    ],
-    ids=lambda value: value.__name__ if callable(value) else "",
-)
-def test_a_flood_ends_its_connection(
-    arca: Carrier, flood: Callable[[Http2Peer], bytes], limits: set[str]
-) -> None:
-    def so_far() -> float:
-        return sum(
-            counted(arca, "arca_protocol_limits_total", protocol="http/2", limit=limit, side="downstream")
-            for limit in limits
-        )
+FLOODS: dict[Callable[[Http2Peer], bytes], str] = {
+    rapid_reset: "rapid_reset",
+    continuations: "continuation",
+    empty_data: "empty_frames",
+    empty_continuations: "empty_frames",
+    pings: "ping",
+    many_settings: "settings",
+    priorities_alone: "priority",
+    windows: "window_update",
+    a_block_without_end: "header_block",
+}
 
-    before = so_far()
+
+def flooded(arca: Carrier, flood: Callable[[Http2Peer], bytes]) -> None:
     with attack(arca) as client:
         with contextlib.suppress(OSError):
             client.sends(flood(client))
         assert client.finds(GOAWAY).payload[4:8] == ENHANCE_YOUR_CALM.to_bytes(4)
         assert client.rest() in (FIN, RST)
-    until(lambda: so_far() >= before + 1)
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_ends_its_connection(arca: Carrier, flood: Callable[[Http2Peer], bytes]) -> None:
+    flooded(arca, flood)
+
+
+def test_every_flood_is_counted_by_its_limit(tmp_path: Path) -> None:
+    with Carrier(tmp_path) as arca:
+
+        def limits() -> dict[str, int]:
+            name, names = "arca_protocol_limits_total", set(FLOODS.values())
+            return {
+                each: int(counted(arca, name, protocol="http/2", limit=each, side="downstream"))
+                for each in names
+            }
+
+        for flood in FLOODS:
+            flooded(arca, flood)
+        until(lambda: limits() == Counter(FLOODS.values()))
+        assert counted(arca, "arca_protocol_limits_total") == len(FLOODS)
 
 
 def below_rapid_reset(client: Http2Peer) -> bytes:
@@ -1470,84 +1497,78 @@ def before_nghttpd(nghttpd: Program, tmp_path_factory: pytest.TempPathFactory) -
         yield arca
 
 
-def ended_since(arca: Carrier, before: int, count: int) -> list[Row]:
-    """The exchanges behind the first ``before``: exactly ``count``."""
-    until(lambda: len(arca.logged()) >= before + count)
-    arca.assert_nothing_is_left()
-    rows = arca.logged()[before:]
-    assert len(rows) == count
-    return rows
-
-
-@pytest.mark.parametrize(
-    ("arguments", "exchanges"),
-    [
-        (["/"], 1),
-        (["-I", "/"], 1),
-        (["/missing"], 1),
-        (["/teapot"], 1),
-        (["-H", "Range: bytes=5-10", "/large"], 1),
-        (["--compressed", "/large"], 1),
-        (["-T", "{upload}", "/put/a"], 1),
-        (["-T", "{upload}", "-H", "Expect: 100-continue", "/put/b"], 1),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+CURLS = (
+    "/",
+    "-I /",
+    "/missing",
+    "/teapot",
+    "-H Range:bytes=5-10 /large",
+    "--compressed /large",
+    "-T {upload} /put/a",
+    "-T {upload} -H Expect:100-continue /put/b",
 )
+
+
+def given(arguments: str, port: int, site: Path) -> list[str]:
+    """The words of a command, with paths made to addresses."""
+    return [
+        f"http://127.0.0.1:{port}{each}" if each.startswith("/") else each.format(upload=site / "upload")
+        for each in arguments.split()
+    ]
+
+
+@pytest.mark.parametrize("arguments", CURLS)
 def test_curl_and_nginx_notice_nothing(
-    before_nginx: Front, nginx: Program, site: Path, arguments: list[str], exchanges: int
+    before_nginx: Front, nginx: Program, site: Path, arguments: str
 ) -> None:
     def fetched(port: int) -> list[str]:
-        given = [
-            f"http://127.0.0.1:{port}{each}" if each.startswith("/") else each.format(upload=site / "upload")
-            for each in arguments
-        ]
-        said = curl("-i", *given).replace(str(port), "PORT")
+        said = curl("-i", *given(arguments, port, site)).replace(str(port), "PORT")
         return [line for line in said.split("\n") if not line.startswith(("date: ", "x-request-id: "))]
 
     fetched(nginx.port)  # a second PUT is answered otherwise than the first
     direct = fetched(nginx.port)
     assert direct[0].startswith("HTTP/2 ")
-    before = len(before_nginx.logged())
     assert fetched(before_nginx.served) == direct
-    rows = ended_since(before_nginx, before, exchanges)
+
+
+def test_every_request_of_curl_is_one_exchange(before_nginx: Front, site: Path) -> None:
+    began = time.time()
+    said = [curl("-i", *given(each, before_nginx.served, site)) for each in CURLS]
+    rows = exchanges_since(before_nginx, began, len(CURLS))
     assert {row["protocol"] for row in rows} == {"http/2"}
-    assert [row["status"] for row in rows] == [
-        int(line.split()[1]) for line in direct if line.startswith("HTTP/2 ") and "100" not in line
-    ]
+    statuses = [[int(each) for each in re.findall(r"^HTTP/2 (\d+)", text, re.MULTILINE)] for text in said]
+    assert [row["status"] for row in rows] == [each[-1] for each in statuses]
+    ids = [re.findall(r"^x-request-id: (\S+)", text, re.MULTILINE) for text in said]
+    assert ids == [[row["request_id"]] for row in rows]
 
 
 FRAME = re.compile(rb"(send|recv) (\w+) frame <length=(\d+), flags=(0x\w+), stream_id=(\d+)>")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "exchanges"),
-    [
-        (["/index.html", "--no-push"], 1),
-        (["-m", "50", "/index.html", "--no-push"], 50),
-        (["/index.html"], 2),
-        (["-b", "255", "-m", "3", "/pushed.css"], 3),
-        (["--continuation", "-m", "2", "/pushed.css"], 2),
-        (["-c", "0", "-c", "8192", "-m", "5", "/pushed.css"], 5),
-        (["--encoder-header-table-size", "0", "-m", "5", "/pushed.css"], 5),
-        (["-w", "10", "-W", "12", "/upload"], 1),
-        (["-d", "{upload}", "--trailer", "x-end: 1", "/pushed.css"], 1),
-        (["-d", "{upload}", "--expect-continue", "/pushed.css"], 1),
-        (["-p", "200", "/pushed.css", "/upload"], 2),
-        (["/missing"], 1),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
+NGHTTPS = {
+    "--no-push /index.html": 1,
+    "-m 50 --no-push /index.html": 50,
+    "/index.html": 2,  # the other is pushed
+    "-b 255 -m 3 /pushed.css": 3,
+    "--continuation -m 2 /pushed.css": 2,
+    "-c 0 -c 8192 -m 5 /pushed.css": 5,
+    "--encoder-header-table-size 0 -m 5 /pushed.css": 5,
+    "-w 10 -W 12 /upload": 1,
+    "-d {upload} --trailer x-end:1 /pushed.css": 1,
+    "-d {upload} --expect-continue /pushed.css": 1,
+    "-p 200 /pushed.css /upload": 2,
+    "/missing": 1,
+}
+
+
+@pytest.mark.parametrize("arguments", NGHTTPS)
 def test_nghttp_and_nghttpd_notice_nothing(
-    before_nghttpd: Front, nghttpd: Program, site: Path, arguments: list[str], exchanges: int
+    before_nghttpd: Front, nghttpd: Program, site: Path, arguments: str
 ) -> None:
     need("nghttp")
 
     def fetched(port: int, *how: str) -> bytes:
-        given = [
-            f"http://127.0.0.1:{port}{each}" if each.startswith("/") else each.format(upload=site / "upload")
-            for each in arguments
-        ]
-        said = ran("nghttp", *how, *given)
+        said = ran("nghttp", *how, *given(arguments, port, site))
         return said.replace(b"%d" % port, b"PORT").replace(b"%d" % nghttpd.port, b"PORT")
 
     def frames(said: bytes) -> Counter[tuple[bytes, ...]]:
@@ -1559,26 +1580,32 @@ def test_nghttp_and_nghttpd_notice_nothing(
             if kind not in (b"DATA", b"WINDOW_UPDATE") and (kind, flags) != (b"SETTINGS", b"0x01")
         )
 
-    before = len(before_nghttpd.logged())
     assert fetched(before_nghttpd.served) == fetched(nghttpd.port)
     direct = frames(fetched(nghttpd.port, "-nv"))
     assert direct
     assert frames(fetched(before_nghttpd.served, "-nv")) == direct
-    rows = ended_since(before_nghttpd, before, 2 * exchanges)
+
+
+def test_every_stream_of_nghttp_is_one_exchange(before_nghttpd: Front, site: Path) -> None:
+    need("nghttp")
+    began = time.time()
+    for arguments in NGHTTPS:
+        ran("nghttp", "-n", *given(arguments, before_nghttpd.served, site))
+    rows = exchanges_since(before_nghttpd, began, sum(NGHTTPS.values()))
+    assert list(Counter(row["client"] for row in rows).values()) == list(NGHTTPS.values())
     # Nobody asked for what was pushed, and it has no id.
     ids = [row["request_id"] for row in rows if row["request_id"] is not None]
-    pushed = 2 if arguments == ["/index.html"] else 0
-    assert len(ids) == len(set(ids)) == 2 * exchanges - pushed
+    assert len(ids) == len(set(ids)) == len(rows) - 1
 
 
 def test_what_a_server_pushes_arrives(before_nghttpd: Front) -> None:
     need("nghttp")
-    before = len(before_nghttpd.logged())
+    began = time.time()
     said = ran("nghttp", "-v", f"http://127.0.0.1:{before_nghttpd.served}/index.html")
     assert b"recv PUSH_PROMISE frame" in said
     assert b"a{}\n" in said
     assert b"hello\n" in said
-    ended_since(before_nghttpd, before, 2)
+    exchanges_since(before_nghttpd, began, 2)
 
 
 @pytest.mark.parametrize(
@@ -1589,14 +1616,14 @@ def test_h2load_makes_exactly_as_many_exchanges_as_requests(
 ) -> None:
     need("h2load")
     arca = before_nghttpd
-    before = len(arca.logged())
+    began = time.time()
     counted_before = counted(arca, "arca_requests_total", protocol="http/2", code="200")
     said = ran(
         "h2load", "-n", str(requests), "-c", str(connections), "-m", str(streams), "-p", "h2c",
         f"http://127.0.0.1:{arca.served}/pushed.css",
     )  # fmt: skip
     assert b"%d succeeded, 0 failed, 0 errored" % requests in said
-    rows = ended_since(arca, before, requests)
+    rows = exchanges_since(arca, began, requests)
     assert {(row["protocol"], row["status"], verdict(row)) for row in rows} == {("http/2", 200, OK_VERDICT)}
     assert len({row["request_id"] for row in rows}) == len({row["trace_id"] for row in rows}) == requests
     assert len({row["client"] for row in rows}) == connections
@@ -1609,11 +1636,11 @@ def test_h2load_makes_exactly_as_many_exchanges_as_requests(
 
 def test_h2load_uploads(before_nghttpd: Front, site: Path) -> None:
     need("h2load")
-    before = len(before_nghttpd.logged())
+    began = time.time()
     url = f"http://127.0.0.1:{before_nghttpd.served}/pushed.css"
     said = ran("h2load", "-n", "20", "-c", "2", "-m", "5", "-d", str(site / "upload"), url)
     assert b"20 succeeded, 0 failed, 0 errored" in said
-    rows = ended_since(before_nghttpd, before, 20)
+    rows = exchanges_since(before_nghttpd, began, 20)
     assert all(int(str(row["request_bytes"])) > 1 << 20 for row in rows)
 
 
