@@ -479,10 +479,13 @@ cdef class Http2(Codec):
 
     cdef Py_ssize_t _preface(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now):
         """The client's first octets (section 3.4); answers how many of the ``n`` they are."""
-        cdef Py_ssize_t used = min(n, lane.preface)
-        if memcmp(p, PyBytes_AS_STRING(PREFACE) + PREFACE_LENGTH - lane.preface, used) != 0:
-            self._fault(lane, "not_http2", "the connection does not begin with the preface of HTTP/2", now)
-            return 0
+        cdef const char* expected = PyBytes_AS_STRING(PREFACE) + PREFACE_LENGTH - lane.preface
+        cdef Py_ssize_t used = 0
+        while used < min(n, lane.preface):
+            if p[used] != <unsigned char>expected[used]:
+                self._fault(lane, "not_http2", "the connection does not begin with the preface of HTTP/2", now)
+                return used
+            used += 1
         lane.preface -= used
         return used
 
