@@ -2,7 +2,9 @@ from protocols.codec cimport Codec
 from protocols.exchange cimport End, Exchange
 from protocols.grpc cimport ContentType, Messages, WebMessages
 from protocols.hpack cimport Decoder, HpackField
-from protocols.trace_context cimport Ids, TraceContext
+from protocols.http2_frames cimport Block
+from protocols.http2_trace cimport TraceRewriter
+from protocols.trace_context cimport Ids
 
 
 cdef class Stream:
@@ -27,7 +29,7 @@ cdef class Lane:
     cdef bint settled              # its first SETTINGS frame was seen
     cdef Decoder decoder
     cdef bint trace_fields          # the list just decoded has some
-    cdef dict diverged             # entries of the sender's table that the receiver has in another form
+    cdef TraceRewriter trace
 
     # The frame whose payload goes on as it comes.
     cdef Py_ssize_t passing
@@ -46,20 +48,6 @@ cdef class Lane:
     cdef int empty_frames
     cdef int pings
     cdef int settings
-
-
-# One complete header block within the bytes that were read.
-cdef struct Block:
-    Py_ssize_t size                # of its frames together, their headers included
-    Py_ssize_t largest             # payload of its largest frame
-    int frames
-    int empty_frames
-    int type
-    int flags
-    unsigned int stream
-    unsigned int promised
-    Py_ssize_t prefix              # octets of the first payload before the fragment
-    Py_ssize_t padding
 
 
 cdef class Http2(Codec):
@@ -107,13 +95,6 @@ cdef class Http2(Codec):
         self, Lane lane, Stream stream, int own_fields, Py_ssize_t own_octets, double now
     ) except -1
     cdef bint _identify(self, Stream stream, Lane lane, const unsigned char* block, Py_ssize_t n) except -1
-    cdef TraceContext _rewrite_trace(self, Lane lane, const unsigned char* block, Py_ssize_t n)
-    cdef bint _translate(self, Lane lane, const unsigned char* block, Py_ssize_t n) except -1
-    cdef _forget_evicted(self, Lane lane)
-    cdef _write_field(
-        self, Lane lane, const unsigned char* block, HpackField* field, bytes name, bytes value, bytes became
-    )
-    cdef _diverge(self, Lane lane, HpackField* field, int how)
     cdef bint _read_response(
         self, Stream stream, Lane lane, const unsigned char* block, Py_ssize_t n, double now
     ) except -1

@@ -12,7 +12,7 @@ own way of doing HTTP/2; what cannot be followed is carried untouched from there
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp
 
 from protocols.assembly cimport Assembly
 from protocols.codec cimport EXCEEDED, FINISHED, Opaque, REFUSED, REPLY, Refusal, SUCCEEDED
@@ -25,31 +25,18 @@ from protocols.grpc cimport (
     ContentType, OTHER, WEB, WEB_TEXT, WebMessages, content_type, count_messages, percent_decoded, status_name,
     status_of, timeout_seconds,
 )
-from protocols.hpack cimport Decoder, HpackFault, HpackField, INDEXED, INDEXING, SOUND, TABLE_TOO_LARGE, write_integer
-from protocols.trace_context cimport Ids, TraceContext, continue_trace, new_trace
+from protocols.hpack cimport Decoder, HpackFault, HpackField, SOUND, TABLE_TOO_LARGE
+from protocols.http2_frames cimport (
+    ACK, Block, COMPLETE_BLOCK, CONTINUATION, DATA, END_STREAM, FRAME_HEADER, Found, GOAWAY, HEADERS, INCOMPLETE,
+    MAX_BLOCK, MAX_CONTINUATIONS, MAX_EMPTY, PADDED, PING, PUSH_PROMISE, RST_STREAM, SETTINGS, SMALLEST_MAX_FRAME,
+    TOO_LARGE, TOO_MANY_EMPTY, TOO_MANY_FRAMES, WINDOW_UPDATE, find_block, join_fragments, u24, u31, u32,
+    well_formed, write_block,
+)
+from protocols.http2_trace cimport TraceRewriter, write_plain
+from protocols.trace_context cimport Ids, TraceContext, new_trace
 
 from protocols import http2_answers as answers
 from protocols.hpack import FAULTS as HPACK_FAULTS
-
-# RFC 9113 section 6
-cdef enum Frame:
-    DATA = 0
-    HEADERS = 1
-    PRIORITY = 2
-    RST_STREAM = 3
-    SETTINGS = 4
-    PUSH_PROMISE = 5
-    PING = 6
-    GOAWAY = 7
-    WINDOW_UPDATE = 8
-    CONTINUATION = 9
-
-cdef enum Flag:
-    END_STREAM = 0x1
-    ACK = 0x1
-    END_HEADERS = 0x4
-    PADDED = 0x8
-    HAS_PRIORITY = 0x20
 
 # RFC 9113 sections 6.5.2 and 7
 cdef enum:
@@ -63,8 +50,6 @@ cdef enum:
     ENHANCE_YOUR_CALM = 11
 
 cdef enum:
-    FRAME_HEADER = 9
-    SMALLEST_MAX_FRAME = 16384    # every receiver takes these (section 4.2)
     PREFACE_LENGTH = 24
 
 # Envoy's defaults (transparency.md).
@@ -72,8 +57,6 @@ cdef enum:
     MAX_LIST = 60 * 1024          # names and values of one header list
     MAX_FIELDS = 100              # without pseudo-header fields: HTTP/1 has those in its first line
     MAX_PSEUDO = 5                # :method, :scheme, :authority, :path, :protocol
-    MAX_CONTINUATIONS = 512
-    MAX_EMPTY = 1                 # in a row
     PRIORITIES_PER_STREAM = 100
     UNANSWERED = 1000
     RESET_WINDOW = 500
@@ -81,7 +64,6 @@ cdef double PREMATURE_SECONDS = 1.0
 
 # Our own limits of what is kept.
 cdef enum:
-    MAX_BLOCK = 128 * 1024        # one encoded header block, collected until it is complete
     MAX_STREAMS = 16384           # in flight on one connection
     MAX_CUT = 100                 # streams that were ended by us and whose frames are dropped: the newest
     MAX_PENDING = 16 * 1024
@@ -92,19 +74,6 @@ cdef enum:
     # What an ARCA on the way added must not make the next one refuse: see http1_head.pxd.
     OWN_LINE = 80
     MAX_OWN = 8 * OWN_LINE
-
-# Which part of an entry of the table differs between the two ends.
-cdef enum Diverged:
-    VALUE_DIFFERS = 1
-    NAME_DIFFERS = 2
-
-cdef enum Found:
-    COMPLETE_BLOCK
-    INCOMPLETE
-    BROKEN
-    TOO_MANY_FRAMES
-    TOO_MANY_EMPTY
-    TOO_LARGE
 
 cdef bytes PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _METHODS = {m: m for m in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")}
@@ -125,134 +94,15 @@ cdef class Lane:
         self.decoder = Decoder()
         # What the receiver allows is the receiver's to enforce: an encoder may only take what it knows is allowed.
         self.decoder.set_limit(0xFFFFFFFF)
+        self.trace = TraceRewriter(self.decoder)
         self.max_frame = SMALLEST_MAX_FRAME
         self.preface = PREFACE_LENGTH if downstream else 0
-
-
-cdef inline unsigned int _u32(const unsigned char* p) noexcept nogil:
-    return (<unsigned int>p[0] << 24) | (<unsigned int>p[1] << 16) | (<unsigned int>p[2] << 8) | p[3]
 
 
 cdef inline bint _is(
     const unsigned char* name, Py_ssize_t length, const char* text, Py_ssize_t text_length
 ) noexcept nogil:
     return length == text_length and memcmp(name, text, length) == 0
-
-
-cdef Found _find_block(
-    const unsigned char* f, Py_ssize_t n, Py_ssize_t max_frame, int empty, Block* block
-) noexcept nogil:
-    """Find the end of the header block that begins with the frame at ``f``: RFC 9113 section 4.3.
-
-    ``empty`` is how many empty frames came right before it.
-    """
-    cdef Py_ssize_t at = 0, length, fragment, total = 0
-    cdef int flags
-    memset(block, 0, sizeof(Block))
-    while True:
-        if n - at < FRAME_HEADER:
-            return INCOMPLETE
-        length = (f[at] << 16) | (f[at + 1] << 8) | f[at + 2]
-        flags = f[at + 4]
-        if length > max_frame:
-            return BROKEN
-        if block.frames == 0:
-            block.type = f[at + 3]
-            block.flags = flags
-            block.stream = _u32(f + at + 5) & 0x7FFFFFFF
-            block.prefix = (1 if flags & PADDED else 0)
-            if block.type == PUSH_PROMISE:
-                block.prefix += 4
-            elif flags & HAS_PRIORITY:
-                block.prefix += 5
-            if length < block.prefix:
-                return BROKEN
-            if flags & PADDED:
-                if n - at <= FRAME_HEADER:
-                    return INCOMPLETE
-                block.padding = f[at + FRAME_HEADER]
-                if block.prefix + block.padding > length:
-                    return BROKEN
-            fragment = length - block.prefix - block.padding
-        else:
-            if f[at + 3] != CONTINUATION or (_u32(f + at + 5) & 0x7FFFFFFF) != block.stream:
-                return BROKEN
-            fragment = length
-        block.frames += 1
-        if block.frames - 1 > MAX_CONTINUATIONS:
-            return TOO_MANY_FRAMES
-        if fragment:
-            empty = 0
-        elif block.frames > 1 or not flags & END_STREAM or block.type == PUSH_PROMISE:
-            empty += 1
-            if empty > MAX_EMPTY:
-                return TOO_MANY_EMPTY
-        total += fragment
-        if total > MAX_BLOCK:
-            return TOO_LARGE
-        block.largest = max(block.largest, length)
-        at += FRAME_HEADER + length
-        if at > n:
-            return INCOMPLETE
-        if flags & END_HEADERS:
-            block.size = at
-            block.empty_frames = empty
-            if block.type == PUSH_PROMISE:
-                block.promised = _u32(f + FRAME_HEADER + block.prefix - 4) & 0x7FFFFFFF
-            return COMPLETE_BLOCK
-
-
-cdef int _write_frame_header(Assembly out, Py_ssize_t length, int kind, int flags, unsigned int stream) except -1:
-    cdef unsigned char header[9]
-    header[0] = length >> 16
-    header[1] = (length >> 8) & 0xFF
-    header[2] = length & 0xFF
-    header[3] = kind
-    header[4] = flags
-    header[5] = stream >> 24
-    header[6] = (stream >> 16) & 0xFF
-    header[7] = (stream >> 8) & 0xFF
-    header[8] = stream & 0xFF
-    return out.add(header, 9)
-
-
-cdef int _write_block(Assembly out, const unsigned char* f, Block* block, Assembly fragment) except -1:
-    """The frames of ``block``, which came at ``f``, with ``fragment`` in them instead: in as many as it takes."""
-    cdef Py_ssize_t first = (f[0] << 16) | (f[1] << 8) | f[2]
-    cdef Py_ssize_t limit = max(<Py_ssize_t>SMALLEST_MAX_FRAME, block.largest)
-    cdef Py_ssize_t at = min(fragment.length, limit - block.prefix - block.padding), piece
-    cdef int flags = block.flags & ~END_HEADERS
-    if at == fragment.length:
-        flags |= END_HEADERS
-    _write_frame_header(out, block.prefix + at + block.padding, block.type, flags, block.stream)
-    out.add(f + FRAME_HEADER, block.prefix)
-    out.add(fragment.bytes, at)
-    out.add(f + FRAME_HEADER + first - block.padding, block.padding)
-    while at < fragment.length:
-        piece = min(fragment.length - at, limit)
-        _write_frame_header(out, piece, CONTINUATION, END_HEADERS if at + piece == fragment.length else 0, block.stream)
-        out.add(fragment.bytes + at, piece)
-        at += piece
-    return 0
-
-
-cdef int _write_string(Assembly out, const unsigned char* text, Py_ssize_t n) except -1:
-    """A string literal as it is, without Huffman (RFC 7541 section 5.2)."""
-    cdef unsigned char prefix[16]
-    out.add(prefix, write_integer(prefix, 7, 0, n))
-    return out.add(text, n)
-
-
-cdef int _write_plain(Assembly out, bytes name, bytes value) except -1:
-    """A literal without indexing, its name spelled out (RFC 7541 section 6.2.2)."""
-    out.add(b"\x00", 1)
-    _write_string(out, <const unsigned char*>PyBytes_AS_STRING(name), len(name))
-    return _write_string(out, <const unsigned char*>PyBytes_AS_STRING(value), len(value))
-
-
-cdef bytes _no_members(Py_ssize_t n):
-    """A tracestate of ``n`` octets without members: empty ones and white space are allowed (W3C section 3.3.1.1)."""
-    return b"," * n if n < 2 else b"," + b" " * (n - 2) + b","
 
 
 cdef object _asked(Stream stream):
@@ -374,10 +224,10 @@ cdef class Http2(Codec):
             if n - position < FRAME_HEADER:
                 break
             f = p + position
-            length = (f[0] << 16) | (f[1] << 8) | f[2]
+            length = u24(f)
             kind = f[3]
             flags = f[4]
-            stream = _u32(f + 5) & 0x7FFFFFFF
+            stream = u31(f + 5)
             if not lane.settled and (kind != SETTINGS or stream or flags & ACK or length % 6):
                 self._fault(lane, "not_http2", "the first frame is not SETTINGS", now)
                 break
@@ -417,7 +267,7 @@ cdef class Http2(Codec):
                 if stream == 0 or kind == PUSH_PROMISE and lane.downstream:
                     self._fault(lane, "frame", "a header block without a stream, or promised by a client", now)
                     break
-                found = _find_block(f, n - position, lane.max_frame, lane.empty_frames, &block)
+                found = find_block(f, n - position, lane.max_frame, lane.empty_frames, &block)
                 if found == INCOMPLETE:
                     break
                 if found != COMPLETE_BLOCK:
@@ -427,7 +277,7 @@ cdef class Http2(Codec):
                 lane.block_began = now if owner is None or position else lane.held_since
                 if self._headers(lane, f, &block, now):
                     out.add(p + copied, position - copied)
-                    _write_block(out, f, &block, edited)
+                    write_block(out, f, &block, edited)
                     copied = position + block.size
                 if self.over:
                     break
@@ -438,7 +288,7 @@ cdef class Http2(Codec):
                 lane.passing = length
                 position += FRAME_HEADER
             else:
-                if not _well_formed(kind, length, stream):
+                if not well_formed(kind, length, stream):
                     self._fault(lane, "frame", "a frame of the wrong length, or on the wrong stream", now)
                     break
                 if length > MAX_BLOCK and kind == SETTINGS:
@@ -557,7 +407,7 @@ cdef class Http2(Codec):
                 self._exceed(lane, "window_update", "WINDOW_UPDATE frames out of proportion to what they answer", now)
                 return False
         elif kind == RST_STREAM:
-            return self._rst_stream(lane, stream, _u32(p), now)
+            return self._rst_stream(lane, stream, u32(p), now)
         elif kind == PING:
             if flags & ACK:
                 lane.other.pings = max(0, lane.other.pings - 1)
@@ -593,16 +443,16 @@ cdef class Http2(Codec):
             name = (p[at] << 8) | p[at + 1]
             if name == SETTINGS_MAX_FRAME_SIZE:
                 # A smaller value counts for the other end only when it has heard of it: keep the larger one.
-                lane.other.max_frame = max(lane.other.max_frame, <Py_ssize_t>min(_u32(p + at + 2), <unsigned>0xFFFFFF))
+                lane.other.max_frame = max(lane.other.max_frame, <Py_ssize_t>min(u32(p + at + 2), <unsigned>0xFFFFFF))
             elif name == SETTINGS_INITIAL_WINDOW_SIZE and lane.downstream:
-                self.initial_window = min(_u32(p + at + 2), <unsigned>0x7FFFFFFF)
+                self.initial_window = min(u32(p + at + 2), <unsigned>0x7FFFFFFF)
         return True
 
     cdef _goaway(self, const unsigned char* p, double now):
         """Upstream says which streams it has not looked at and never will (section 6.8)."""
         cdef Stream stream
-        self.goaway_last = _u32(p) & 0x7FFFFFFF
-        self.goaway_code = _u32(p + 4)
+        self.goaway_last = u31(p)
+        self.goaway_code = u32(p + 4)
         for stream in list(self.streams.values()):
             self._end_if_given_up(stream, now)
 
@@ -640,26 +490,20 @@ cdef class Http2(Codec):
     cdef bint _headers(self, Lane lane, const unsigned char* f, Block* block, double now) except -1:
         """A complete header block; answers whether it goes on as ``edited`` says rather than as it came."""
         cdef const unsigned char* p = f + FRAME_HEADER + block.prefix
-        cdef Py_ssize_t n = ((f[0] << 16) | (f[1] << 8) | f[2]) - block.prefix - block.padding
+        cdef Py_ssize_t n = u24(f) - block.prefix - block.padding
         cdef Py_ssize_t at
         cdef HpackFault fault
         cdef Stream stream
         cdef bint changed = False
         if block.frames > 1:
-            fragments.length = 0
-            fragments.add(p, n)
-            at = n + block.prefix + block.padding + FRAME_HEADER
-            while at < block.size:
-                n = (f[at] << 16) | (f[at + 1] << 8) | f[at + 2]
-                fragments.add(f + at + FRAME_HEADER, n)
-                at += FRAME_HEADER + n
+            join_fragments(f, block, fragments)
             p = <const unsigned char*>fragments.bytes
             n = fragments.length
         fault = lane.decoder.decode(p, n)
         if fault != SOUND:
             self._fault(lane, "table_too_large" if fault == TABLE_TOO_LARGE else "hpack", HPACK_FAULTS[fault], now)
             return False
-        if lane.diverged and lane.decoder.count < lane.decoder.total:
+        if lane.trace.diverged and lane.decoder.count < lane.decoder.total:
             # Fields that were not kept could refer to entries that the receiver has in another form.
             self._exceed(lane, "header_list", "a header list too long to be passed on", now)
             return False
@@ -678,7 +522,7 @@ cdef class Http2(Codec):
             return False
         if lane.downstream and stream is None:
             if block.stream <= self.last_stream:
-                return self._translate(lane, p, n)  # behind the end of a stream that is over already
+                return lane.trace.translate(p, n, edited)  # behind the end of a stream that is over already
             if not block.stream & 1:
                 self._fault(lane, "frame", "a stream that is not the client's to open", now)
                 return False
@@ -690,13 +534,13 @@ cdef class Http2(Codec):
             own_fields, own_octets = self._read_request(stream, lane)
             stream.exchange.request_complete = block.flags & END_STREAM
             if not self._within_limits(lane, stream, own_fields, own_octets, now):
-                return self._translate(lane, p, n)
+                return lane.trace.translate(p, n, edited)
             changed = self._identify(stream, lane, p, n)
         elif stream is None:
             return False
         elif lane.downstream:
             stream.exchange.request_bytes += block.size
-            changed = self._translate(lane, p, n)
+            changed = lane.trace.translate(p, n, edited)
             if block.flags & END_STREAM:
                 stream.exchange.request_complete = True
             if not self._within_limits(lane, stream, 0, 0, now):
@@ -834,13 +678,13 @@ cdef class Http2(Codec):
         cdef bint changed = False
         edited.length = 0
         if lane.trace_fields:
-            trace = self._rewrite_trace(lane, block, n)
+            trace = lane.trace.rewrite(self.ids, block, n, edited)
             changed = edited.length != n or memcmp(edited.bytes, block, n) != 0
         else:
             trace = new_trace(self.ids)
             edited.add(block, n)
         if trace.traceparent is not None and not trace.in_place:
-            _write_plain(edited, b"traceparent", trace.traceparent)
+            write_plain(edited, b"traceparent", trace.traceparent)
             changed = True
         exchange.trace_id = trace.trace_id
         exchange.span_id = trace.span_id
@@ -848,127 +692,9 @@ cdef class Http2(Codec):
         exchange.sampled = trace.sampled
         if exchange.request_id is None:
             exchange.request_id = self.ids.uuid()
-            _write_plain(edited, b"x-request-id", exchange.request_id)
+            write_plain(edited, b"x-request-id", exchange.request_id)
             changed = True
         return changed
-
-    cdef TraceContext _rewrite_trace(self, Lane lane, const unsigned char* block, Py_ssize_t n):
-        """Write the block to ``edited`` with its trace headers continued."""
-        cdef list traceparents = [], tracestates = [], found = []
-        cdef dict b3 = {}
-        cdef bytes name, value, became
-        cdef HpackField* field
-        cdef Py_ssize_t copied = 0, i
-        cdef TraceContext trace
-        for i in range(lane.decoder.count):
-            field = &lane.decoder.fields[i]
-            if not 1 < field.name_length < 18:
-                continue
-            name = field.name[:field.name_length]
-            if name == b"traceparent":
-                traceparents.append(field.value[:field.value_length])
-            elif name == b"tracestate":
-                tracestates.append(field.value[:field.value_length])
-            elif name == b"b3" or name.startswith(b"x-b3-"):
-                b3.setdefault(name, field.value[:field.value_length])
-            else:
-                continue
-            found.append((i, name))
-        trace = continue_trace(self.ids, traceparents, tracestates, b3)
-        for i, name in found:
-            field = &lane.decoder.fields[i]
-            value = became = field.value[:field.value_length]
-            if name == b"traceparent":
-                if trace.traceparent is not None:
-                    became = trace.traceparent if trace.in_place else None
-            elif name == b"tracestate":
-                if not trace.keep_tracestate:
-                    became = None
-            elif trace.b3 is not None and name in trace.b3:
-                became = trace.b3[name]
-            edited.add(block + copied, field.start - copied)
-            copied = field.end
-            self._write_field(lane, block, field, name, value, became)
-        edited.add(block + copied, n - copied)
-        self._forget_evicted(lane)
-        return trace
-
-    cdef bint _translate(self, Lane lane, const unsigned char* block, Py_ssize_t n) except -1:
-        """Spell out what refers to entries that the receiver has in another form; answers whether anything did, and
-        then the block is in ``edited``."""
-        cdef HpackField* field
-        cdef Py_ssize_t copied = 0, i
-        cdef bytes value
-        if not lane.diverged:
-            return False
-        edited.length = 0
-        for i in range(lane.decoder.count):
-            field = &lane.decoder.fields[i]
-            if field.entry in lane.diverged:
-                edited.add(block + copied, field.start - copied)
-                copied = field.end
-                value = field.value[:field.value_length]
-                self._write_field(lane, block, field, field.name[:field.name_length], value, value)
-        edited.add(block + copied, n - copied)
-        self._forget_evicted(lane)
-        return copied > 0
-
-    cdef _forget_evicted(self, Lane lane):
-        cdef unsigned long long oldest
-        if lane.diverged:
-            oldest = lane.decoder.oldest()
-            lane.diverged = {entry: how for entry, how in lane.diverged.items() if entry >= oldest}
-
-    cdef _write_field(
-        self, Lane lane, const unsigned char* block, HpackField* field, bytes name, bytes value, bytes became
-    ):
-        """One trace header, which is to read ``became`` (None: is to vanish) at the other end, in a form that does to
-        the receiver's table what it did to the sender's."""
-        cdef int refers = lane.diverged.get(field.entry, 0) if lane.diverged and field.entry else 0
-        cdef bytes place
-        if field.kind == INDEXED:
-            if became is not None:
-                if became == value and not refers:
-                    edited.add(block + field.start, field.end - field.start)
-                else:
-                    _write_plain(edited, name, became)
-            return
-        if field.kind == INDEXING and (became is None or len(became) != len(value)):
-            if len(name) + len(value) < 10:
-                # Too short for the place holder: a b3 of one character, which says nothing but the decision.
-                became = value if became is None else became.split(b"-")[2] if len(value) == 1 else value
-                if len(became) != len(value):
-                    became = value
-            else:
-                # What it put into the table must be put there, in the same size, and say nothing.
-                place = _no_members(len(name) + len(value) - 10)
-                edited.add(b"\x40", 1)
-                _write_string(edited, b"tracestate", 10)
-                _write_string(edited, <const unsigned char*>PyBytes_AS_STRING(place), len(place))
-                self._diverge(lane, field, VALUE_DIFFERS | NAME_DIFFERS)
-                if became is not None:
-                    _write_plain(edited, name, became)
-                return
-        if became is None:
-            return
-        if refers & NAME_DIFFERS:
-            # The four bits of the kind stay; an index of 0 says that the name is spelled out.
-            edited.add(b"\x40" if field.kind == INDEXING else b"\x10" if block[field.start] & 0x10 else b"\x00", 1)
-            _write_string(edited, <const unsigned char*>PyBytes_AS_STRING(name), len(name))
-        else:
-            edited.add(block + field.start, field.value_start - field.start)
-        if became == value:
-            edited.add(block + field.value_start, field.end - field.value_start)
-            return
-        _write_string(edited, <const unsigned char*>PyBytes_AS_STRING(became), len(became))
-        if field.kind == INDEXING:
-            self._diverge(lane, field, VALUE_DIFFERS)
-
-    cdef _diverge(self, Lane lane, HpackField* field, int how):
-        if field.added:
-            if lane.diverged is None:
-                lane.diverged = {}
-            lane.diverged[field.added] = how
 
     cdef bint _read_response(
         self, Stream stream, Lane lane, const unsigned char* block, Py_ssize_t n, double now
@@ -1000,7 +726,7 @@ cdef class Http2(Codec):
             return False
         edited.length = 0
         edited.add(block, n)
-        _write_plain(edited, b"x-request-id", exchange.request_id)
+        write_plain(edited, b"x-request-id", exchange.request_id)
         return True
 
     cdef _read_status(self, Stream stream, Lane lane):
@@ -1280,20 +1006,3 @@ cdef class Http2(Codec):
 cdef inline Py_ssize_t _kept(Exchange exchange):
     """How many octets of its head an exchange keeps; none of them changes before it ends but a created id."""
     return (0 if exchange.target is None else len(exchange.target)) + 64
-
-
-cdef inline bint _well_formed(int kind, Py_ssize_t length, unsigned int stream) noexcept nogil:
-    """RFC 9113 section 6: what lengths, and which stream, the frames may have that are no part of a message."""
-    if kind == SETTINGS:
-        return stream == 0 and length % 6 == 0
-    if kind == PING:
-        return stream == 0 and length == 8
-    if kind == GOAWAY:
-        return stream == 0 and length >= 8
-    if kind == WINDOW_UPDATE:
-        return length == 4
-    if kind == RST_STREAM:
-        return stream != 0 and length == 4
-    if kind == PRIORITY:
-        return stream != 0 and length == 5
-    return False  # CONTINUATION without the beginning of its block
