@@ -297,7 +297,7 @@ def seen(events: list[Event]) -> list[dict[str, object]]:
     """The events with all that they say, but what ARCA may change in heads."""
     told = []
     for event in events:
-        found = {"event": type(event).__name__}
+        found: dict[str, object] = {"event": type(event).__name__}
         for name, value in vars(event).items():
             if name == "headers":
                 value = [field for field in listed(value) if field[0] not in OURS]
