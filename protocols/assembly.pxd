@@ -5,4 +5,5 @@ cdef class Assembly:
     cdef Py_ssize_t room
 
     cdef int add(self, const void* piece, Py_ssize_t n) except -1
+    cdef bytes take(self)
     cdef int add_line(self, const char* name, bytes value) except -1

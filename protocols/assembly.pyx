@@ -1,8 +1,11 @@
 """Bytes on their way out, put together from pieces in one buffer that is kept and grows as needed."""
 
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.string cimport memcpy
+
+cdef enum:
+    KEPT_ROOM = 1024 * 1024  # four times what is read at once
 
 
 cdef class Assembly:
@@ -19,6 +22,16 @@ cdef class Assembly:
         memcpy(self.bytes + self.length, piece, n)
         self.length += n
         return 0
+
+    cdef bytes take(self):
+        """What was put together, and an empty buffer again: one that grew large is given back."""
+        cdef bytes all = PyBytes_FromStringAndSize(self.bytes, self.length)
+        self.length = 0
+        if self.room > KEPT_ROOM:
+            PyMem_Free(self.bytes)
+            self.bytes = NULL
+            self.room = 0
+        return all
 
     cdef int add_line(self, const char* name, bytes value) except -1:
         self.add(name, len(name))

@@ -11,7 +11,7 @@ The engine must never hold back a byte that it could pass, except the head it ha
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING
 from libc.string cimport memcmp, memset
 
 from protocols.assembly cimport Assembly
@@ -235,7 +235,7 @@ cdef class Http1(Codec):
                 return data
             return p[:position]
         out.add(p + copied, position - copied)
-        return PyBytes_FromStringAndSize(out.bytes, out.length)
+        return out.take()
 
     cdef _begin_exchange(self, const unsigned char* p, Head* head, Assembly out):
         """Note what the head says and write it to ``out`` with our lines in it, all but its last CR LF."""
@@ -494,7 +494,7 @@ cdef class Http1(Codec):
                 return data
             return p[:position]
         out.add(p + copied, position - copied)
-        return PyBytes_FromStringAndSize(out.bytes, out.length)
+        return out.take()
 
     cdef _begin_rpc_response(self, const unsigned char* p, Head* head, Exchange exchange):
         """A response without messages may have its trailers in its head: "Trailers-Only"."""

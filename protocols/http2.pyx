@@ -11,7 +11,7 @@ own way of doing HTTP/2; what cannot be followed is carried untouched from there
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING
 from libc.string cimport memcmp
 
 from protocols.assembly cimport Assembly
@@ -26,13 +26,13 @@ from protocols.grpc cimport (
     status_of, timeout_seconds,
 )
 from protocols.hpack cimport Decoder, HpackFault, HpackField, SOUND, TABLE_TOO_LARGE
+from protocols.http2_fields cimport Rewriter, write_plain
 from protocols.http2_frames cimport (
     ACK, Block, COMPLETE_BLOCK, CONTINUATION, DATA, END_STREAM, FRAME_HEADER, Found, GOAWAY, HEADERS, INCOMPLETE,
     MAX_BLOCK, MAX_CONTINUATIONS, MAX_EMPTY, PADDED, PING, PUSH_PROMISE, RST_STREAM, SETTINGS, SMALLEST_MAX_FRAME,
     TOO_LARGE, TOO_MANY_EMPTY, TOO_MANY_FRAMES, WINDOW_UPDATE, find_block, join_fragments, u24, u31, u32,
     well_formed, write_block,
 )
-from protocols.http2_trace cimport TraceRewriter, write_plain
 from protocols.trace_context cimport Ids, TraceContext, new_trace
 
 from protocols import http2_answers as answers
@@ -64,10 +64,10 @@ cdef double PREMATURE_SECONDS = 1.0
 
 # Our own limits of what is kept.
 cdef enum:
-    MAX_STREAMS = 16384           # in flight on one connection
-    MAX_CUT = 100                 # streams that were ended by us and whose frames are dropped: the newest
+    MAX_STREAMS = 4096            # in flight on one connection, 1 to 2 KB each
+    MAX_CUT = 100                 # streams of a connection that we ended, and whose frames are dropped
     MAX_PENDING = 16 * 1024
-    MAX_KEPT = 1024 * 1024        # targets and ids of the streams in flight; beyond, MAX_KEPT_TEXT of each
+    MAX_KEPT = 1024 * 1024        # texts of the streams in flight; beyond, MAX_KEPT_TEXT of each
     MAX_KEPT_TEXT = 256
     MAX_TARGET = 8 * 1024
     MAX_TEXT = 1024
@@ -94,8 +94,9 @@ cdef class Lane:
         self.decoder = Decoder()
         # What the receiver allows is the receiver's to enforce: an encoder may only take what it knows is allowed.
         self.decoder.set_limit(0xFFFFFFFF)
-        self.trace = TraceRewriter(self.decoder)
+        self.rewriter = Rewriter(self.decoder)
         self.max_frame = SMALLEST_MAX_FRAME
+        self.goaway_code = -1
         self.preface = PREFACE_LENGTH if downstream else 0
 
 
@@ -103,6 +104,21 @@ cdef inline bint _is(
     const unsigned char* name, Py_ssize_t length, const char* text, Py_ssize_t text_length
 ) noexcept nogil:
     return length == text_length and memcmp(name, text, length) == 0
+
+
+cdef enum:
+    # What a connection may be spelled out beyond what it was sent itself: a repeated traceparent takes 1 octet
+    # indexed, 70 spelled out, and comes with at least 16 others.
+    FREE_SPELLING = 64 * 1024
+    SPELLED_PER_OCTET = 16
+
+
+cdef _answer(Exchange exchange, int status, int grpc_status, str text):
+    """Note that ARCA itself answers so."""
+    exchange.status = status if exchange.rpc is None else 200
+    if exchange.rpc is not None:
+        exchange.rpc.status = grpc_status
+        exchange.rpc.message = text.encode()
 
 
 cdef object _asked(Stream stream):
@@ -127,7 +143,7 @@ cdef class Http2(Codec):
         self.down.other = self.up
         self.up.other = self.down
         self.streams = {}
-        self.cut = {}
+        self.cut = set()
         self.goaway_last = -1
         self.initial_window = 65535
 
@@ -148,15 +164,15 @@ cdef class Http2(Codec):
         self.opened = 1
         self.streams[1] = stream
         self.in_flight = 1
-        self.kept = _kept(exchange)
+        stream.kept = self.kept = _kept(exchange)
 
     cpdef str protocol_name(self):
         return "http/2"
 
     cpdef bytes from_downstream(self, bytes data, double now):
         cdef bytes out = self._relay(self.down, data, now)
-        if self.no_upstream is not None and self.streams and not self.over:
-            self._answer_unreachable(now)
+        if self.no_upstream is not None and not self.over:
+            self._answer_if_asked(now)
         return out
 
     cpdef bytes from_upstream(self, bytes data, double now):
@@ -174,9 +190,11 @@ cdef class Http2(Codec):
         cdef Assembly out = assembly
         cdef Block block
         cdef Found found
+        cdef Passage passage
 
         if self.over:
             return b""
+        lane.octets += len(data)
         if owner is None:
             p = <const unsigned char*>PyBytes_AS_STRING(data)
             n = len(data)
@@ -275,10 +293,12 @@ cdef class Http2(Codec):
                     break
                 lane.empty_frames = block.empty_frames
                 lane.block_began = now if owner is None or position else lane.held_since
-                if self._headers(lane, f, &block, now):
+                passage = self._headers(lane, f, &block, now)
+                if passage != AS_IT_CAME:
                     out.add(p + copied, position - copied)
-                    write_block(out, f, &block, edited)
                     copied = position + block.size
+                    if passage == EDITED:
+                        write_block(out, f, &block, edited)
                 if self.over:
                     break
                 position += block.size
@@ -307,6 +327,9 @@ cdef class Http2(Codec):
                 lane.ends_stream = False
                 lane.passing = length - used
 
+        if lane.to_give_back and not self.over:
+            self._inject(lane.other, answers.window_update(min(lane.to_give_back, <Py_ssize_t>LAST_STREAM)))
+            lane.to_give_back = 0
         if self.over and self.successor is None:
             lane.held = None
         elif position < n:
@@ -325,7 +348,7 @@ cdef class Http2(Codec):
                 return data
             return p[:position]
         out.add(p + copied, position - copied)
-        return PyBytes_FromStringAndSize(out.bytes, out.length)
+        return out.take()
 
     cdef Py_ssize_t _preface(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now):
         """The client's first octets (section 3.4); answers how many of the ``n`` they are."""
@@ -391,9 +414,8 @@ cdef class Http2(Codec):
         lane.stream = None
         if lane.dropping:
             lane.dropping = False
-            if lane.dropped:
-                # The receiver never saw it, so only we can give its sender the connection's window back.
-                self._inject(lane.other, answers.window_update(lane.dropped))
+            # The receiver never saw it, so only we can give its sender the connection's window back.
+            lane.to_give_back += lane.dropped
         elif lane.ends_stream and stream is not None:
             self._side_ended(lane, stream, now)
 
@@ -406,6 +428,7 @@ cdef class Http2(Codec):
             if lane.window_updates > 5 + 2 * (self.opened + 10 * lane.other.data_frames):
                 self._exceed(lane, "window_update", "WINDOW_UPDATE frames out of proportion to what they answer", now)
                 return False
+            return stream not in self.cut
         elif kind == RST_STREAM:
             return self._rst_stream(lane, stream, u32(p), now)
         elif kind == PING:
@@ -419,6 +442,7 @@ cdef class Http2(Codec):
         elif kind == SETTINGS:
             return self._settings(lane, p, length, flags, now)
         elif kind == GOAWAY:
+            lane.goaway_code = u32(p + 4)
             if not lane.downstream:
                 self._goaway(p, now)
         else:
@@ -452,13 +476,12 @@ cdef class Http2(Codec):
         """Upstream says which streams it has not looked at and never will (section 6.8)."""
         cdef Stream stream
         self.goaway_last = u31(p)
-        self.goaway_code = u32(p + 4)
         for stream in list(self.streams.values()):
             self._end_if_given_up(stream, now)
 
     cdef _end_if_given_up(self, Stream stream, double now):
         if 0 <= self.goaway_last < stream.id and stream.id & 1 and not stream.response_begun:
-            stream.exchange.stream_error = self.goaway_code
+            stream.exchange.stream_error = self.up.goaway_code
             self._finish(stream, UPSTREAM_GOAWAY, now)
 
     cdef bint _rst_stream(self, Lane lane, unsigned int id, unsigned int code, double now) except -1:
@@ -467,8 +490,8 @@ cdef class Http2(Codec):
         if stream is None:
             # Both ends of a stream that we cut were told already.
             return id not in self.cut
-        if stream.exchange.response_complete:
-            # RFC 9113 section 8.1: what is left of the request is not wanted any more.
+        if stream.exchange.response_complete or lane.downstream and not id & 1:
+            # RFC 9113 section 8.1: what is left of the request is not wanted any more. Nor is what was pushed.
             self._finish(stream, COMPLETE, now)
             return True
         # To decline what was pushed is no attack: the server asked for it.
@@ -487,94 +510,136 @@ cdef class Http2(Codec):
 
     # -- header blocks -------------------------------------------------------------------------------------
 
-    cdef bint _headers(self, Lane lane, const unsigned char* f, Block* block, double now) except -1:
-        """A complete header block; answers whether it goes on as ``edited`` says rather than as it came."""
+    cdef Passage _headers(self, Lane lane, const unsigned char* f, Block* block, double now) except *:
+        """A complete header block: read, and its stream begun, continued or ended by it."""
         cdef const unsigned char* p = f + FRAME_HEADER + block.prefix
         cdef Py_ssize_t n = u24(f) - block.prefix - block.padding
-        cdef Py_ssize_t at
+        cdef unsigned long long before = lane.decoder.inserted
         cdef HpackFault fault
-        cdef Stream stream
-        cdef bint changed = False
+        cdef Passage passage
         if block.frames > 1:
             join_fragments(f, block, fragments)
             p = <const unsigned char*>fragments.bytes
             n = fragments.length
+        lane.rewriter.allowance = FREE_SPELLING + SPELLED_PER_OCTET * lane.octets
         fault = lane.decoder.decode(p, n)
         if fault != SOUND:
             self._fault(lane, "table_too_large" if fault == TABLE_TOO_LARGE else "hpack", HPACK_FAULTS[fault], now)
-            return False
-        if lane.trace.diverged and lane.decoder.count < lane.decoder.total:
-            # Fields that were not kept could refer to entries that the receiver has in another form.
-            self._exceed(lane, "header_list", "a header list too long to be passed on", now)
-            return False
-
-        stream = self.streams.get(block.stream)
+            return AS_IT_CAME
         if block.type == PUSH_PROMISE:
-            if block.promised & 1 or block.promised <= self.last_promised:
-                self._fault(lane, "frame", "a promise of a stream that is not the server's to open", now)
-                return False
-            self.last_promised = block.promised
-            self._open(block.promised, block.size, now)
-            if not self.over:
-                stream = self.streams[block.promised]
-                self._read_request(stream, lane)
-                stream.exchange.request_complete = True
-            return False
-        if lane.downstream and stream is None:
+            passage = self._promise(lane, block, p, n, now)
+        elif lane.downstream:
+            passage = self._request_block(lane, block, p, n, now)
+        else:
+            passage = self._response_block(lane, block, p, n, now)
+        if passage == SWALLOWED:
+            lane.rewriter.swallow(before)
+        elif lane.rewriter.exhausted:
+            self._exceed(lane, "expansion", "references to trace headers that take too much to spell out", now)
+        return passage
+
+    cdef Passage _as_it_was(self, Lane lane, const unsigned char* p, Py_ssize_t n) except *:
+        """A block of which nothing is to change, unless the receiver would understand it otherwise."""
+        if lane.decoder.count < lane.decoder.total and lane.rewriter.differs():
+            return SWALLOWED  # fields that were not kept cannot be translated
+        return EDITED if lane.rewriter.translate(p, n, edited) else AS_IT_CAME
+
+    cdef Passage _request_block(
+        self, Lane lane, Block* block, const unsigned char* p, Py_ssize_t n, double now
+    ) except *:
+        cdef Stream stream = self.streams.get(block.stream)
+        cdef Passage passage
+        if stream is None:
             if block.stream <= self.last_stream:
-                return lane.trace.translate(p, n, edited)  # behind the end of a stream that is over already
+                # Behind the end of a stream that is over already, or was never begun upstream.
+                return SWALLOWED if block.stream in self.cut else self._as_it_was(lane, p, n)
             if not block.stream & 1:
                 self._fault(lane, "frame", "a stream that is not the client's to open", now)
-                return False
+                return AS_IT_CAME
             self.last_stream = block.stream
-            self._open(block.stream, block.size, lane.block_began)
+            stream = self._open(block.stream, block.size, lane.block_began, now)
             if self.over:
-                return False
-            stream = self.streams[block.stream]
+                return AS_IT_CAME
             own_fields, own_octets = self._read_request(stream, lane)
             stream.exchange.request_complete = block.flags & END_STREAM
-            if not self._within_limits(lane, stream, own_fields, own_octets, now):
-                return lane.trace.translate(p, n, edited)
-            changed = self._identify(stream, lane, p, n)
-        elif stream is None:
-            return False
-        elif lane.downstream:
+            fault = self._over_limit(lane, own_fields, own_octets)
+            if fault is not None:
+                self._refuse_request(lane, stream, True, fault, now)
+                return SWALLOWED
+            passage = self._identify(stream, lane, p, n)
+        else:
             stream.exchange.request_bytes += block.size
-            changed = lane.trace.translate(p, n, edited)
             if block.flags & END_STREAM:
                 stream.exchange.request_complete = True
-            if not self._within_limits(lane, stream, 0, 0, now):
-                return changed
-        else:
-            stream.exchange.response_bytes += block.size
-            # Neither :status nor the id that another ARCA gave back is the server's to answer for.
-            if not self._within_limits(lane, stream, 1 if stream.response_begun else 2, OWN_LINE, now):
-                return False
-            if stream.response_begun:
-                self._read_status(stream, lane)
-            else:
-                changed = self._read_response(stream, lane, p, n, now)
+            fault = self._over_limit(lane, 0, 0)
+            if fault is not None:
+                self._refuse_request(lane, stream, False, fault, now)
+                return SWALLOWED
+            passage = self._as_it_was(lane, p, n)
         if block.flags & END_STREAM:
             self._side_ended(lane, stream, now)
-        elif lane.downstream:
+        else:
             self._end_if_given_up(stream, now)
-        return changed
+        return passage
 
-    cdef _open(self, unsigned int id, Py_ssize_t size, double now):
-        """A new stream, begun by a header block of ``size`` octets with its frames' headers."""
+    cdef Passage _response_block(
+        self, Lane lane, Block* block, const unsigned char* p, Py_ssize_t n, double now
+    ) except *:
+        cdef Stream stream = self.streams.get(block.stream)
+        cdef Passage passage
+        if stream is None:
+            return SWALLOWED if block.stream in self.cut else self._as_it_was(lane, p, n)
+        stream.exchange.response_bytes += block.size
+        # Neither :status nor the id that another ARCA gave back is the server's to answer for.
+        fault = self._over_limit(lane, 1 if stream.response_begun else 2, OWN_LINE)
+        if fault is not None:
+            self._refuse_response(lane, stream, fault, now)
+            return SWALLOWED
+        if stream.response_begun:
+            self._read_status(stream, lane)
+            passage = self._as_it_was(lane, p, n)
+        else:
+            passage = self._read_response(stream, lane, p, n, now)
+        if block.flags & END_STREAM:
+            self._side_ended(lane, stream, now)
+        return passage
+
+    cdef Passage _promise(self, Lane lane, Block* block, const unsigned char* p, Py_ssize_t n, double now) except *:
+        """PUSH_PROMISE: a request that the server makes up, whose response it sends unasked (section 8.4)."""
+        cdef Stream stream
+        if block.promised & 1 or block.promised <= self.last_promised:
+            self._fault(lane, "frame", "a promise of a stream that is not the server's to open", now)
+            return AS_IT_CAME
+        self.last_promised = block.promised
+        stream = self._open(block.promised, block.size, now, now)
+        if self.over:
+            return AS_IT_CAME
+        own_fields, own_octets = self._read_request(stream, lane)
+        stream.exchange.request_complete = True
+        fault = self._over_limit(lane, own_fields, own_octets)
+        if fault is not None:
+            self._inject(lane.other, answers.rst_stream(stream.id, CANCEL))
+            self._cut(lane, stream, UPSTREAM_FAULT, fault, now)
+            return SWALLOWED
+        return self._as_it_was(lane, p, n)
+
+    cdef Stream _open(self, unsigned int id, Py_ssize_t size, double began, double now):
+        """A new stream, begun by a header block of ``size`` octets with its frames' headers; None if it is one
+        too many to follow."""
         cdef Stream stream
         cdef Exchange exchange
         if self.in_flight >= MAX_STREAMS:
-            self._fall_open("too_many_streams", now)
-            return
+            self._fall_open(self.down, "too_many_streams", now)
+            return None
         stream = Stream.__new__(Stream)
-        exchange = Exchange.__new__(Exchange, HTTP_2, now)
+        exchange = Exchange.__new__(Exchange, HTTP_2, began)
         stream.id = exchange.stream = id
         stream.exchange = exchange
         exchange.request_bytes = size
         self.streams[id] = stream
         self.opened += 1
         self.in_flight += 1
+        return stream
 
     cdef tuple _read_request(self, Stream stream, Lane lane):
         """Note what a request's header list says. Answers how many of its fields, and of their octets, an ARCA
@@ -603,7 +668,7 @@ cdef class Http2(Codec):
                 elif _is(name, length, b":path", 5):
                     exchange.target = field.value[:min(field.value_length, room)]
                 elif _is(name, length, b":authority", 10):
-                    self._note_authority(exchange, field)
+                    self._note_authority(exchange, field, room)
                 elif _is(name, length, b":protocol", 9):
                     exchange.tunnel = True
             elif _is(name, length, b"b3", 2) or length > 5 and memcmp(name, b"x-b3-", 5) == 0:
@@ -630,15 +695,16 @@ cdef class Http2(Codec):
             elif _is(name, length, b"tracestate", 10):
                 lane.trace_fields = True
             elif length == 4 and exchange.authority is None and memcmp(name, b"host", 4) == 0:
-                self._note_authority(exchange, field)
+                self._note_authority(exchange, field, room)
         exchange.tunnel = exchange.tunnel or exchange.method == b"CONNECT"
         if announced != OTHER:
             self._is_grpc(stream, announced, timeout)
-        self.kept += _kept(exchange)
+        stream.kept = _kept(exchange)
+        self.kept += stream.kept
         return own_fields + min(pseudo, <int>MAX_PSEUDO), min(own_octets, <Py_ssize_t>MAX_OWN)
 
-    cdef _note_authority(self, Exchange exchange, HpackField* field):
-        cdef Py_ssize_t length = min(field.value_length, <Py_ssize_t>MAX_TEXT)
+    cdef _note_authority(self, Exchange exchange, HpackField* field, Py_ssize_t room):
+        cdef Py_ssize_t length = min(field.value_length, <Py_ssize_t>MAX_TEXT, room)
         if self.last_authority is None or not _is(
             field.value, length, PyBytes_AS_STRING(self.last_authority), len(self.last_authority)
         ):
@@ -659,33 +725,25 @@ cdef class Http2(Codec):
             exchange.method = exchange.target[1:] if exchange.target.startswith(b"/") else exchange.target
         self.in_flight_grpc += 1
 
-    cdef bint _within_limits(
-        self, Lane lane, Stream stream, int own_fields, Py_ssize_t own_octets, double now
-    ) except -1:
-        """Whether the list just decoded is no longer than allowed; if it is, its stream is ended."""
+    cdef str _over_limit(self, Lane lane, int own_fields, Py_ssize_t own_octets):
+        """What is too much of the list just decoded; None where nothing is."""
         if lane.decoder.total - own_fields > MAX_FIELDS:
-            self._cut_stream(lane, stream, f"more than {MAX_FIELDS} header fields", now)
-            return False
+            return f"more than {MAX_FIELDS} header fields"
         if <long long>lane.decoder.list_size - own_octets > MAX_LIST:
-            self._cut_stream(lane, stream, f"a header list of more than {MAX_LIST // 1024} KiB", now)
-            return False
-        return True
+            return f"a header list of more than {MAX_LIST // 1024} KiB"
+        return None
 
-    cdef bint _identify(self, Stream stream, Lane lane, const unsigned char* block, Py_ssize_t n) except -1:
-        """Give the request its ids; answers whether that changed the block, which then is in ``edited``."""
+    cdef Passage _identify(self, Stream stream, Lane lane, const unsigned char* block, Py_ssize_t n) except *:
+        """Give the request its ids, in ``edited``."""
         cdef Exchange exchange = stream.exchange
         cdef TraceContext trace
-        cdef bint changed = False
-        edited.length = 0
         if lane.trace_fields:
-            trace = lane.trace.rewrite(self.ids, block, n, edited)
-            changed = edited.length != n or memcmp(edited.bytes, block, n) != 0
+            trace = lane.rewriter.continued(self.ids, block, n, edited)
         else:
             trace = new_trace(self.ids)
-            edited.add(block, n)
+            self._edit(lane, block, n)
         if trace.traceparent is not None and not trace.in_place:
             write_plain(edited, b"traceparent", trace.traceparent)
-            changed = True
         exchange.trace_id = trace.trace_id
         exchange.span_id = trace.span_id
         exchange.parent_id = trace.parent_id
@@ -693,13 +751,18 @@ cdef class Http2(Codec):
         if exchange.request_id is None:
             exchange.request_id = self.ids.uuid()
             write_plain(edited, b"x-request-id", exchange.request_id)
-            changed = True
-        return changed
+        return AS_IT_CAME if edited.length == n and memcmp(edited.bytes, block, n) == 0 else EDITED
 
-    cdef bint _read_response(
+    cdef _edit(self, Lane lane, const unsigned char* block, Py_ssize_t n):
+        """Put the block as the receiver must have it into ``edited``, for more to be added."""
+        if not lane.rewriter.translate(block, n, edited):
+            edited.length = 0
+            edited.add(block, n)
+
+    cdef Passage _read_response(
         self, Stream stream, Lane lane, const unsigned char* block, Py_ssize_t n, double now
-    ) except -1:
-        """The head of a response, interim or final; answers whether it goes on as ``edited``."""
+    ) except *:
+        """The head of a response, interim or final."""
         cdef Exchange exchange = stream.exchange
         cdef HpackField* field
         cdef Py_ssize_t i, room
@@ -713,7 +776,7 @@ cdef class Http2(Codec):
             elif field.name_length == 12 and memcmp(field.name, b"x-request-id", 12) == 0:
                 identified = True
         if 100 <= status < 200:
-            return False
+            return self._as_it_was(lane, block, n)
         stream.response_begun = True
         exchange.first_byte = now
         exchange.status = status if 0 < status < 1000 else 0
@@ -723,11 +786,10 @@ cdef class Http2(Codec):
         if identified or room == 0 or stream.id_cut or (
             room > OWN_LINE - 12 and lane.decoder.list_size + room + 12 > MAX_LIST
         ):
-            return False
-        edited.length = 0
-        edited.add(block, n)
+            return self._as_it_was(lane, block, n)
+        self._edit(lane, block, n)
         write_plain(edited, b"x-request-id", exchange.request_id)
-        return True
+        return EDITED
 
     cdef _read_status(self, Stream stream, Lane lane):
         """What a gRPC call came to: in its trailers, or in the head of a response that has nothing else."""
@@ -767,7 +829,7 @@ cdef class Http2(Codec):
         if self.up.stream is stream:
             self.up.stream = None
         self.in_flight -= 1
-        self.kept -= _kept(exchange)
+        self.kept -= stream.kept
         if exchange.rpc is not None:
             self.in_flight_grpc -= 1
             if exchange.rpc.status >= 0:
@@ -790,6 +852,11 @@ cdef class Http2(Codec):
             else:
                 stream.exchange.error = error
                 stream.exchange.fault = fault
+                # Why the side that went away did, if it said so.
+                if how == DOWNSTREAM_FIN or how == DOWNSTREAM_RST:
+                    stream.exchange.stream_error = self.down.goaway_code
+                elif how == UPSTREAM_FIN or how == UPSTREAM_RST:
+                    stream.exchange.stream_error = self.up.goaway_code
                 self._finish(stream, how, now)
 
     cdef _end_connection(self, End how, int error, str fault, double now):
@@ -851,9 +918,9 @@ cdef class Http2(Codec):
         cdef bytes notice = answers.goaway(
             LAST_STREAM, NO_ERROR, "the proxy on the way is going away", settings_first=False
         )
-        if self.over or not self.up.settled:
+        if self.over:
             return b""
-        if self.up.passing:
+        if self.up.passing or not self.up.settled:
             self._queue(self.up, notice)
             return b""
         return notice
@@ -887,35 +954,42 @@ cdef class Http2(Codec):
         elif len(lane.pending) < MAX_PENDING:
             lane.pending += frames
 
-    cdef _cut_stream(self, Lane lane, Stream stream, str fault, double now):
-        """End one stream for a header list that is too long.
-
-        The block itself goes on, for it belongs to what the tables hold, with RST_STREAM behind it; downstream is
-        answered 431, or RESOURCE_EXHAUSTED in gRPC, if it has no answer yet.
-        """
+    cdef _refuse_request(self, Lane lane, Stream stream, bint head, str fault, double now):
+        """A header list of downstream that is too long: upstream never sees it. Downstream is answered 431, or
+        RESOURCE_EXHAUSTED in gRPC, where there is no answer yet."""
         cdef Exchange exchange = stream.exchange
-        cdef str side = "downstream" if lane.downstream else "upstream"
-        self.exceeded.append(("header_list", side))
-        self.signals |= EXCEEDED
-        exchange.fault = fault
-        self.cut[stream.id] = None
-        if len(self.cut) > MAX_CUT:
-            del self.cut[next(iter(self.cut))]
-        if not lane.downstream:
-            self._queue(lane, answers.rst_stream(stream.id, INTERNAL_ERROR))
-            self._inject(lane.other, answers.rst_stream(stream.id, CANCEL))
-            self._finish(stream, UPSTREAM_FAULT, now)
-            return
-        self._queue(lane, answers.rst_stream(stream.id, CANCEL))
+        if not head:
+            self._queue(lane, answers.rst_stream(stream.id, CANCEL))
         if stream.response_begun:
             self._inject(lane.other, answers.rst_stream(stream.id, ENHANCE_YOUR_CALM))
         else:
-            exchange.status = 431 if exchange.rpc is None else 200
-            if exchange.rpc is not None:
-                exchange.rpc.status = 8
-                exchange.rpc.message = fault.encode()
+            if exchange.request_id is None:
+                exchange.request_id = self.ids.uuid()
+            _answer(exchange, 431, 8, fault)
             self._inject(lane.other, answers.refusal(_asked(stream), 431, 8, f"the request was refused: {fault}"))
-        self._finish(stream, DOWNSTREAM_FAULT, now)
+        self._cut(lane, stream, DOWNSTREAM_FAULT, fault, now)
+
+    cdef _refuse_response(self, Lane lane, Stream stream, str fault, double now):
+        """The same of upstream: downstream never sees it, and is answered 502, or INTERNAL in gRPC."""
+        if stream.response_begun or not stream.id & 1:
+            self._queue(lane, answers.rst_stream(stream.id, INTERNAL_ERROR))
+        else:
+            _answer(stream.exchange, 502, 13, fault)
+            self._queue(
+                lane, answers.refusal(_asked(stream), 502, 13, f"the upstream's response was refused: {fault}")
+            )
+        self._inject(lane.other, answers.rst_stream(stream.id, CANCEL))
+        self._cut(lane, stream, UPSTREAM_FAULT, fault, now)
+
+    cdef _cut(self, Lane lane, Stream stream, End how, str fault, double now):
+        """One stream ends here; what either side still sends on it goes no further."""
+        self.exceeded.append(("header_list", "downstream" if lane.downstream else "upstream"))
+        self.signals |= EXCEEDED
+        stream.exchange.fault = fault
+        self.cut.add(stream.id)
+        self._finish(stream, how, now)
+        if len(self.cut) > MAX_CUT:
+            self._refuse(lane, ENHANCE_YOUR_CALM, f"more than {MAX_CUT} streams with {fault}", now)
 
     cdef _refuse_block(self, Lane lane, int found, double now):
         if found == TOO_MANY_FRAMES:
@@ -938,7 +1012,7 @@ cdef class Http2(Codec):
         if self.strict:
             self._refuse(lane, PROTOCOL_ERROR, text, now)
         else:
-            self._fall_open(reason, now)
+            self._fall_open(lane, reason, now)
 
     cdef _refuse(self, Lane lane, int code, str text, double now):
         cdef bytes answer = b"", to_upstream = b""
@@ -955,8 +1029,11 @@ cdef class Http2(Codec):
         self.signals |= REFUSED
         self.over = True
 
-    cdef _fall_open(self, str reason, double now):
-        """From here on the bytes are carried without being read."""
+    cdef _fall_open(self, Lane lane, str reason, double now):
+        """From here on the bytes are carried without being read; unless they would mean something else then."""
+        if self.cut or self.down.rewriter.differs() or self.up.rewriter.differs():
+            self._refuse(lane, INTERNAL_ERROR, f"the connection cannot be followed any more: {reason}", now)
+            return
         self._end_all(UNREADABLE, 0, None, now)
         self.fallback = reason
         self.successor = Opaque(TCP, now)
@@ -979,24 +1056,21 @@ cdef class Http2(Codec):
         if self.over:
             return
         self.no_upstream = (error, status, cause, text)
-        if self.streams:
-            self._answer_unreachable(now)
+        self._answer_if_asked(now)
 
-    cdef _answer_unreachable(self, double now):
+    cdef _answer_if_asked(self, double now):
         """Every request so far is answered in the place of an upstream that cannot be reached."""
         cdef Stream stream
         cdef list asked = []
+        if not self.streams and self.up.pending is None:
+            return
         error, status, cause, text = self.no_upstream
         for stream in self.streams.values():
             asked.append(_asked(stream))
-            if stream.exchange.rpc is None:
-                stream.exchange.status = status
-            else:
-                stream.exchange.status = 200
-                stream.exchange.rpc.status = 14
-                stream.exchange.rpc.message = text.encode()
+            _answer(stream.exchange, status, 14, text)
         self.refusal = Refusal(
             answers.unreachable(asked, status, cause, text, self.initial_window, self.last_stream)
+            + (self.up.pending or b"")
         )
         self._end_all(DIAL_FAILED, error, None, now)
         self.signals |= REFUSED
@@ -1004,5 +1078,10 @@ cdef class Http2(Codec):
 
 
 cdef inline Py_ssize_t _kept(Exchange exchange):
-    """How many octets of its head an exchange keeps; none of them changes before it ends but a created id."""
-    return (0 if exchange.target is None else len(exchange.target)) + 64
+    """How many octets of its head an exchange keeps."""
+    return (
+        (0 if exchange.method is None else len(exchange.method))
+        + (0 if exchange.target is None else len(exchange.target))
+        + (0 if exchange.authority is None else len(exchange.authority))
+        + (0 if exchange.request_id is None else len(exchange.request_id))
+    )

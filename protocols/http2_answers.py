@@ -17,6 +17,7 @@ from hpack import Encoder, NeverIndexedHeaderTuple
 from hyperframe.frame import GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_VISIBLE: Final = bytes(range(0x21, 0x7F))  # an id of other octets is not repeated
 _MAX_DEBUG: Final = 256  # octets of text in a GOAWAY
 
 
@@ -108,7 +109,7 @@ def _fields(asked: Asked, status: int, grpc_status: int, cause: str, text: str) 
             (b"grpc-message", _percent_encoded(text)),
         ]
     fields.append((b"x-arca-cause", cause.encode()))
-    if asked.request_id is not None:
+    if asked.request_id and not asked.request_id.translate(None, _VISIBLE):
         fields.append((b"x-request-id", asked.request_id))
     return fields
 

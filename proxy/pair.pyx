@@ -78,6 +78,7 @@ cdef enum Reason:
     PEER_FULL = 1   # the other side does not take what it is sent
     ENGINE = 2      # the codec wants no more for now
     DIALING = 4     # there is no upstream yet to take it
+    ANSWERING = 8   # it does not take what the codec itself has to say to it
 
 cdef enum:
     # A transport with more than this unsent stops the other side being read. One read is 256 KiB at most
@@ -163,6 +164,7 @@ cdef class Side:
 
     def resume_writing(self):
         cdef Side other = self.pair.upstream if self.is_downstream else self.pair.downstream
+        self.resume(ANSWERING)
         if other is not None:
             other.resume(PEER_FULL)
 
@@ -492,10 +494,9 @@ cdef class Pair:
         reply = self.codec.take_reply()
         if not reply:
             return
-        if heard.is_downstream:
-            self.downstream.send(reply)
-        else:
-            self._to_upstream(reply)
+        heard.send(reply)
+        if heard.transport is not None and heard.transport.get_write_buffer_size() > WRITE_HIGH:
+            heard.pause(ANSWERING)
 
     cdef _to_upstream(self, bytes data):
         if self.upstream is None:
@@ -767,7 +768,7 @@ cdef class Pair:
             self.downstream.close()
             return
         self.downstream.finish()
-        self.downstream.resume(PEER_FULL | ENGINE | DIALING)
+        self.downstream.resume(PEER_FULL | ENGINE | DIALING | ANSWERING)
         self.timer = self.interceptor.loop.call_later(_LINGER_SECONDS, self._linger_over)
 
     def _linger_over(self):

@@ -144,15 +144,24 @@ def _blame(Exchange exchange, str server):
         evidence = wire("downstream_fin", 1) if exchange.end == DOWNSTREAM_FIN else refused_by_os()
         return Verdict(
             Domain.CLIENT, Cause.CANCELED, Origin.DOWNSTREAM, phase, confidence,
-            f"Downstream {how} the connection before the answer was complete, {progress}.", None, (evidence,),
+            f"Downstream {how} the connection{_said_goodbye(exchange)} before the answer was complete, {progress}.",
+            None, (evidence, *_goaway(exchange, at_ms)),
         )
     if exchange.end in (DOWNSTREAM_RST_STREAM, UPSTREAM_RST_STREAM, UPSTREAM_GOAWAY):
         return _blame_stream(exchange, server, phase)
+    if exchange.end in (UPSTREAM_FIN, UPSTREAM_RST) and exchange.stream_error > ErrorCode.NO_ERROR:
+        # It ended the connection itself, and said why; with what packet is beside the point.
+        return Verdict(
+            Domain.APPLICATION, Cause.ABORTED, Origin.UPSTREAM, phase, 0.95,
+            f"{server} ended the connection{_said_goodbye(exchange)}, {progress}.", sockets,
+            (*_goaway(exchange, at_ms), wire("upstream_fin", 1) if exchange.end == UPSTREAM_FIN else refused_by_os()),
+        )
     if exchange.end == UPSTREAM_FIN:
         where = "in the middle of the response" if exchange.first_byte >= 0 else "before answering"
         return Verdict(
             Domain.APPLICATION, Cause.CLOSED_EARLY, Origin.UPSTREAM, phase, 0.9,
-            f"{server} closed the connection {where}, {progress}.", sockets, (wire("upstream_fin", 1),),
+            f"{server} closed the connection {where}{_said_goodbye(exchange)}, {progress}.", sockets,
+            (wire("upstream_fin", 1), *_goaway(exchange, at_ms)),
         )
     if exchange.end == UPSTREAM_RST:
         if exchange.error in _UNREACHABLE:
@@ -273,6 +282,17 @@ def _blame_stream(Exchange exchange, str server, object phase):
         f"Downstream reset the stream ({code}) before the answer was complete, {progress}{means}.",
         check if complains else None, evidence,
     )
+
+
+cdef tuple _goaway(Exchange exchange, double at_ms):
+    """The GOAWAY that the side which ended the connection had said before, as evidence."""
+    if exchange.stream_error < 0:
+        return ()
+    return (Evidence(Source.WIRE, "goaway", error_name(exchange.stream_error), at_ms),)
+
+
+cdef str _said_goodbye(Exchange exchange):
+    return "" if exchange.stream_error < 0 else f" after GOAWAY ({error_name(exchange.stream_error)})"
 
 
 cdef bint _deadline_passed(Exchange exchange, double share):

@@ -1313,7 +1313,6 @@ def test_a_header_list_that_is_too_large_is_431_on_its_stream_alone(arca: Carrie
     assert verdict(rows[431])[0] == "client"
 
 
-@pytest.mark.xfail(strict=True, reason="the engine passes a refused head on and resets its stream behind it")
 @pytest.mark.parametrize("with_trailers", [False, True])
 def test_a_request_that_was_refused_is_never_seen_by_the_server(
     channel: Channel, with_trailers: bool

@@ -348,6 +348,27 @@ def test_a_stream_that_goaway_leaves_out_was_not_processed() -> None:
     assert "did not process the request, which may be sent again" in verdict.explain
 
 
+@pytest.mark.parametrize("end", [End.UPSTREAM_FIN, End.UPSTREAM_RST])
+def test_an_upstream_that_says_why_it_goes_is_believed(end: End) -> None:
+    verdict = called(end, stream_error=ErrorCode.ENHANCE_YOUR_CALM, answered=False)
+    assert (verdict.domain, verdict.cause) == (Domain.APPLICATION, Cause.ABORTED)
+    assert facts(verdict)["goaway"] == "ENHANCE_YOUR_CALM"
+    assert verdict.explain is not None
+    assert "after GOAWAY (ENHANCE_YOUR_CALM)" in verdict.explain
+
+
+def test_a_goaway_without_an_error_explains_no_early_close() -> None:
+    verdict = called(End.UPSTREAM_FIN, stream_error=ErrorCode.NO_ERROR, answered=True)
+    assert (verdict.domain, verdict.cause) == (Domain.APPLICATION, Cause.CLOSED_EARLY)
+    assert facts(verdict) == {"upstream_fin": 1, "goaway": "NO_ERROR"}
+
+
+def test_what_a_client_said_before_it_went_is_evidence() -> None:
+    verdict = called(End.DOWNSTREAM_RST, stream_error=ErrorCode.FLOW_CONTROL_ERROR, answered=True)
+    assert (verdict.domain, verdict.cause) == (Domain.CLIENT, Cause.CANCELED)
+    assert facts(verdict)["goaway"] == "FLOW_CONTROL_ERROR"
+
+
 def test_the_check_of_grpc_web_is_a_command_that_speaks_it() -> None:
     verdict = called(End.COMPLETE, rpc=rpc(13, web=True), code="INTERNAL")
     assert verdict.check == (
