@@ -52,8 +52,8 @@ def called(end: End, **given: object) -> Verdict:
 
 
 def facts(verdict: Verdict) -> dict[str, str | int | float]:
-    assert {each.source for each in verdict.evidence} <= {Source.WIRE}
-    return {each.name: each.value for each in verdict.evidence}
+    """What was on the wire; a socket error beside it is checked where it matters."""
+    return {each.name: each.value for each in verdict.evidence if each.source is Source.WIRE}
 
 
 def decided(end: End, **given: object) -> Verdict:
