@@ -1030,8 +1030,11 @@ cdef class Http2(Codec):
         self.over = True
 
     cdef _fall_open(self, Lane lane, str reason, double now):
-        """From here on the bytes are carried without being read; unless they would mean something else then."""
-        if self.cut or self.down.rewriter.differs() or self.up.rewriter.differs():
+        """From here on the bytes are carried without being read; unless they would mean something else then.
+
+        That an older traceparent of ours is read where the sender refers to its own is the lesser evil.
+        """
+        if self.cut or self.down.rewriter.missing or self.up.rewriter.missing:
             self._refuse(lane, INTERNAL_ERROR, f"the connection cannot be followed any more: {reason}", now)
             return
         self._end_all(UNREADABLE, 0, None, now)
