@@ -12,6 +12,8 @@ cdef class Assembly:
     cdef int add(self, const void* piece, Py_ssize_t n) except -1:
         cdef Py_ssize_t room
         cdef void* grown
+        if n < 0:
+            raise ValueError("a piece of less than nothing")
         if self.length + n > self.room:
             room = max(2 * self.room, self.length + n, 16 * 1024)
             grown = PyMem_Realloc(self.bytes, room)

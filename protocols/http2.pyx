@@ -294,13 +294,14 @@ cdef class Http2(Codec):
                 lane.empty_frames = block.empty_frames
                 lane.block_began = now if owner is None or position else lane.held_since
                 passage = self._headers(lane, f, &block, now)
+                if self.over:
+                    # Whatever ended the connection, the block that did so goes no further; or all is carried on.
+                    break
                 if passage != AS_IT_CAME:
                     out.add(p + copied, position - copied)
                     copied = position + block.size
                     if passage == EDITED:
                         write_block(out, f, &block, edited)
-                if self.over:
-                    break
                 position += block.size
             elif kind > CONTINUATION:
                 # Of an extension: "implementations MUST ignore" (section 5.5), so both ends can have it.
@@ -533,9 +534,10 @@ cdef class Http2(Codec):
         else:
             passage = self._response_block(lane, block, p, n, now)
         if passage == SWALLOWED:
-            lane.rewriter.swallow(before)
+            lane.rewriter.swallow(before, p, n)
         elif lane.rewriter.exhausted:
             self._exceed(lane, "expansion", "references to trace headers that take too much to spell out", now)
+            return SWALLOWED  # what was written of it is not whole
         return passage
 
     cdef Passage _as_it_was(self, Lane lane, const unsigned char* p, Py_ssize_t n) except *:
@@ -1072,8 +1074,9 @@ cdef class Http2(Codec):
             asked.append(_asked(stream))
             _answer(stream.exchange, status, 14, text)
         self.refusal = Refusal(
-            answers.unreachable(asked, status, cause, text, self.initial_window, self.last_stream)
-            + (self.up.pending or b"")
+            answers.unreachable(
+                asked, status, cause, text, self.initial_window, self.last_stream, waiting=self.up.pending or b""
+            )
         )
         self._end_all(DIAL_FAILED, error, None, now)
         self.signals |= REFUSED

@@ -57,11 +57,14 @@ def refusal(asked: Asked, status: int, grpc_status: int, text: str) -> bytes:
     return frame.serialize() + (b"" if asked.complete else rst_stream(asked.stream, 0))
 
 
-def unreachable(all_asked: list[Asked], status: int, cause: str, text: str, window: int, last: int) -> bytes:
+def unreachable(
+    all_asked: list[Asked], status: int, cause: str, text: str, window: int, last: int, *, waiting: bytes
+) -> bytes:
     """The answers to all that was asked of an upstream that cannot be reached, from the server's preface to
     a GOAWAY.
 
     ``window`` is the initial window that downstream announced: the text goes into a body only where it fits.
+    ``waiting`` are frames that could not be said before the server's preface.
     """
     server = H2Connection(H2Configuration(client_side=False, header_encoding=None))
     server.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS] = 2**31 - 1
@@ -92,8 +95,9 @@ def unreachable(all_asked: list[Asked], status: int, cause: str, text: str, wind
             server.send_data(asked.stream, body, end_stream=True)
         else:
             server.send_headers(asked.stream, fields, end_stream=True)
+    answers = server.data_to_send()
     server.close_connection(last_stream_id=last)
-    return server.data_to_send()
+    return answers + waiting + server.data_to_send()
 
 
 def _fields(asked: Asked, status: int, grpc_status: int, cause: str, text: str) -> list[tuple[bytes, bytes]]:

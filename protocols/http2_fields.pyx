@@ -56,7 +56,7 @@ cdef class Rewriter:
         cdef Py_ssize_t copied, i
         if not self.differs():
             return False
-        copied = self._begin(block, out)
+        copied = self._begin(block, n, out)
         for i in range(self.decoder.count):
             field = &self.decoder.fields[i]
             self._count(field)
@@ -89,7 +89,7 @@ cdef class Rewriter:
             elif name == b"b3" or name.startswith(b"x-b3-"):
                 b3.setdefault(name, value)
         trace = continue_trace(ids, traceparents, tracestates, b3)
-        copied = self._begin(block, out)
+        copied = self._begin(block, n, out)
         for i in range(self.decoder.count):
             field = &self.decoder.fields[i]
             self._count(field)
@@ -118,16 +118,33 @@ cdef class Rewriter:
         self._forget_evicted()
         return trace
 
-    cdef swallow(self, unsigned long long before):
+    cdef swallow(self, unsigned long long before, const unsigned char* block, Py_ssize_t n):
         """The block does not go on. ``before`` was the number of the newest entry before it was read."""
-        cdef unsigned long long number
         self.missing.extend(range(max(before + 1, self.decoder.oldest()), self.decoder.inserted + 1))
-        # A change of the table's size may have been in it, and must be told (RFC 7541 section 4.2).
-        self.resized = True
+        self._note_sizes(block, self.decoder.fields[0].start if self.decoder.count else n)
         self._forget_evicted()
 
-    cdef Py_ssize_t _begin(self, const unsigned char* block, Assembly out) except -1:
-        """Write what comes before the fields; answers how much of the block that was."""
+    cdef _note_sizes(self, const unsigned char* updates, Py_ssize_t n):
+        """Changes of the table's size that the receiver is still to be told: the smallest and the last (RFC 7541
+        section 4.2)."""
+        cdef Py_ssize_t at = 0, size
+        cdef int shift
+        while at < n:
+            size = updates[at] & 0x1F
+            at += 1
+            if size == 0x1F:
+                shift = 0
+                while updates[at] & 0x80:
+                    size += <Py_ssize_t>(updates[at] & 0x7F) << shift
+                    shift += 7
+                    at += 1
+                size += <Py_ssize_t>updates[at] << shift
+                at += 1
+            self.smallest_size = size if not self.resized else min(size, self.smallest_size)
+            self.resized = True
+
+    cdef Py_ssize_t _begin(self, const unsigned char* block, Py_ssize_t n, Assembly out) except -1:
+        """Write what comes before the fields; answers how many of the block's ``n`` octets that was."""
         cdef unsigned char update[16]
         cdef Py_ssize_t i
         out.length = 0
@@ -136,9 +153,14 @@ cdef class Rewriter:
             self.newest -= self.decoder.fields[i].added != 0
         if not self.resized:
             return 0
+        # Where the block has some of its own, the last of them is the last of all.
+        n = self.decoder.fields[0].start if self.decoder.count else n
+        self._note_sizes(block, n)
         self.resized = False
+        if self.smallest_size < <Py_ssize_t>self.decoder.max_size:
+            out.add(update, write_integer(update, 5, 0x20, self.smallest_size))
         out.add(update, write_integer(update, 5, 0x20, self.decoder.max_size))
-        return self.decoder.fields[0].start if self.decoder.count else 0
+        return n
 
     cdef inline void _count(self, HpackField* field) noexcept:
         """An index counts from the newest entry that there was before its own field."""
@@ -201,7 +223,8 @@ cdef class Rewriter:
         out.add(integer, write_integer(integer, 6 if field.kind == INDEXING else 4, kind, index))
         if index == 0:
             self.spelled += field.name_length
-            return _write_string(out, field.name, field.name_length)
+            self.exhausted = self.spelled > self.allowance
+            return 0 if self.exhausted else _write_string(out, field.name, field.name_length)
         return 0
 
     cdef int _spell_out(self, bytes name, bytes value, Assembly out) except -1:
