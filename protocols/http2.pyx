@@ -71,6 +71,10 @@ cdef enum:
     MAX_KEPT_TEXT = 256
     MAX_TARGET = 8 * 1024
     MAX_TEXT = 1024
+    # What may be spelled out instead of being referred to: a repeated traceparent takes 1 octet as it came, 70
+    # spelled out, and comes with at least 16 others.
+    FREE_SPELLING = 64 * 1024
+    SPELLED_PER_OCTET = 16
     # What an ARCA on the way added must not make the next one refuse: see http1_head.pxd.
     OWN_LINE = 80
     MAX_OWN = 8 * OWN_LINE
@@ -104,13 +108,6 @@ cdef inline bint _is(
     const unsigned char* name, Py_ssize_t length, const char* text, Py_ssize_t text_length
 ) noexcept nogil:
     return length == text_length and memcmp(name, text, length) == 0
-
-
-cdef enum:
-    # What a connection may be spelled out beyond what it was sent itself: a repeated traceparent takes 1 octet
-    # indexed, 70 spelled out, and comes with at least 16 others.
-    FREE_SPELLING = 64 * 1024
-    SPELLED_PER_OCTET = 16
 
 
 cdef _answer(Exchange exchange, int status, int grpc_status, str text):
