@@ -262,30 +262,27 @@ class TwoTables:
         self.caller.to_downstream.clear()
 
     def request(self, block: bytes, flags: int = END_HEADERS | END_STREAM) -> list[Field]:
-        """A new request with this block; answers the list that upstream reads."""
+        """A new request with this block; answers the list that upstream reads, none where it is refused."""
         self.stream += 2
         return self.say(headers(self.stream, block, flags))
 
     def say(self, said: bytes) -> list[Field]:
+        before = len(self.receiver.lists)
         self.sender.read(said)
         self.caller.downstream(said)
         assert self.caller.refusal is None
         assert not self.caller.handed_over
         self.receiver.read(bytes(self.caller.to_upstream))
         self.caller.to_upstream.clear()
+        if len(self.receiver.lists) == before:
+            self.swallowed = True
+            return []
         self.check()
         return self.receiver.lists[-1][1]
 
     def check(self) -> None:
-        """What the sender has of each name but a trace header's, the receiver has in the same order."""
-        at = 0
-        theirs = self.receiver.table
-        for entry in self.sender.table:
-            if at < len(theirs) and _counterparts(entry, theirs[at]):
-                at += 1
-            else:
-                # What is left of the receiver's is older, and no index refers to it any more.
-                assert self.swallowed or is_trace(entry[0]), (entry, theirs[at:])
+        """What the sender has, the receiver has in the same order, but for what did not go on."""
+        assert self.swallowed or all(is_trace(entry[0]) for entry in left_out(self.sender, self.receiver))
         ours, told = self.sender.lists, self.receiver.lists
         assert without_trace(told[-1][1]) == without_trace(ours[-1][1])
 
@@ -293,6 +290,20 @@ class TwoTables:
         """What the sender has, and the receiver has not or has otherwise."""
         theirs = self.receiver.table
         return [entry for entry in self.sender.table if entry not in theirs]
+
+
+def left_out(sender: Reader, receiver: Reader) -> list[Field]:
+    """The sender's entries that the receiver, whose table has the others in their order, has not.
+
+    Behind them the receiver may have older ones, to which no index refers any more.
+    """
+    theirs, at, missing = receiver.table, 0, []
+    for entry in sender.table:
+        if at < len(theirs) and _counterparts(entry, theirs[at]):
+            at += 1
+        else:
+            missing.append(entry)
+    return missing
 
 
 def _counterparts(ours: Field, theirs: Field) -> bool:
@@ -305,10 +316,6 @@ def is_trace(name: bytes) -> bool:
 
 def without_trace(fields: list[Field]) -> list[Field]:
     return [pair for pair in fields if not is_trace(pair[0]) and pair[0] != b"x-request-id"]
-
-
-def sizes(entry: Field) -> int:
-    return len(entry[0]) + len(entry[1])
 
 
 # -- h2 at both ends

@@ -13,7 +13,7 @@ import pytest
 
 from protocols.exchange import End, Protocol
 from protocols.http2 import Http2
-from tests.unit.conversation import Caller, Conversation, fixed_ids
+from tests.unit.conversation import REQUEST_ID, Caller, Conversation, fixed_ids
 from tests.unit.http2_conversation import (
     ACK,
     CANCEL,
@@ -434,18 +434,15 @@ TOO_LONG = [
 
 
 @pytest.mark.parametrize(("block", "reason"), TOO_LONG)
-def test_a_request_with_too_long_a_list_is_answered_431_and_its_block_passes(
-    block: bytes, reason: str
-) -> None:
-    talk = asked()
-    said = fragment(3, block)
-    talk.downstream(said).to_upstream(said + rst_stream(3, CANCEL))
+def test_a_request_with_too_long_a_list_is_answered_431_and_never_goes_on(block: bytes, reason: str) -> None:
+    talk = asked().downstream(fragment(3, block))
     answer = frames(bytes(talk.caller.to_downstream))
     assert [(found.kind, found.flags) for found in answer] == [(HEADERS, END_HEADERS | END_STREAM)]
     ((stream, fields),) = heads(bytes(talk.caller.to_downstream))
     assert stream == 3
     assert fields[0] == (b":status", b"431")
     assert (b"x-arca-fault", f"the request was refused: {reason}".encode()) in fields
+    assert (b"x-request-id", b"mine" if b"mine" in block else REQUEST_ID) in fields
     talk.caller.to_downstream.clear()
     assert talk.caller.exceeded == [("header_list", DOWNSTREAM)]
     talk.exchange(
@@ -458,10 +455,7 @@ def test_a_request_with_too_long_a_list_is_answered_431_and_its_block_passes(
 
 def cut(more: bytes = b"") -> Conversation:
     """Stream 1 is in flight; stream 3 was refused for its list, its body still to come."""
-    talk = asked()
-    said = headers(3, POST + more + many(101), END_HEADERS)
-    talk.downstream(said).to_upstream(said + rst_stream(3, CANCEL))
-    return talk
+    return asked().downstream(headers(3, POST + more + many(101), END_HEADERS))
 
 
 def test_a_request_whose_body_is_still_coming_is_told_to_stop() -> None:
@@ -483,9 +477,10 @@ def test_what_still_comes_of_a_refused_request_is_dropped_and_its_window_given_b
     talk.downstream(padded[-1:]).to_downstream(window_update(0, 7))
     around = data(1, b"before"), data(3, b"dropped"), data(1, b"after")
     talk.downstream(b"".join(around)).to_upstream(around[0] + around[2]).to_downstream(window_update(0, 7))
-    talk.downstream(ended(3)).nothing().downstream(rst_stream(3)).nothing()
-    # Upstream, which may not have seen the reset yet: its DATA is dropped as well.
-    talk.upstream(data(3, b"y" * 100)).to_upstream(window_update(0, 100)).upstream(rst_stream(3)).nothing()
+    talk.downstream(data(3, b"1") + data(3, b"22") + data(3)).to_downstream(window_update(0, 3))
+    talk.downstream(window_update(3, 1000)).nothing()
+    talk.downstream(frame(DATA, 3, b"", END_STREAM)).nothing().downstream(rst_stream(3)).nothing()
+    talk.downstream(headers(3, literal(b"x-trailer", b"1"))).nothing()
     talk.upstream(headers(1, QUIET_OK)).to_downstream(headers(1, QUIET_OK)).exchange(
         stream=1, end=End.COMPLETE
     )
@@ -508,7 +503,7 @@ def test_trailers_that_are_too_long_end_their_stream() -> None:
     for begun in (False, True):
         talk = both_under_way() if begun else asked(1, QUIET_POST, END_HEADERS)
         trailers = headers(1, many(101))
-        talk.downstream(trailers).to_upstream(trailers + rst_stream(1, CANCEL))
+        talk.downstream(trailers).to_upstream(rst_stream(1, CANCEL))
         if begun:
             talk.to_downstream(rst_stream(1, ENHANCE_YOUR_CALM))
         else:
@@ -518,15 +513,34 @@ def test_trailers_that_are_too_long_end_their_stream() -> None:
 
 
 @pytest.mark.parametrize("trailers", [False, True])
-def test_a_response_with_too_long_a_list_passes_and_ends_its_stream(trailers: bool) -> None:
+def test_a_response_with_too_long_a_list_ends_its_stream_and_never_goes_on(trailers: bool) -> None:
     talk = both_under_way() if trailers else asked(1, QUIET_POST, END_HEADERS)
     say(talk, DOWNSTREAM, headers(3, QUIET_GET))
-    said = headers(1, many(103) if trailers else OK + many(103), END_HEADERS)
-    talk.upstream(said).to_downstream(said + rst_stream(1, INTERNAL_ERROR)).to_upstream(rst_stream(1, CANCEL))
+    reason = "more than 100 header fields"
+    talk.upstream(headers(1, many(103) if trailers else OK + many(103), END_HEADERS))
+    talk.to_upstream(rst_stream(1, CANCEL))
+    if trailers:
+        talk.to_downstream(rst_stream(1, INTERNAL_ERROR))
+    else:
+        told = bytes(talk.caller.to_downstream)
+        talk.caller.to_downstream.clear()
+        ((stream, fields),) = heads(told)
+        assert stream == 1
+        assert dict(fields)[b":status"] == b"502"
+        assert dict(fields)[b"x-arca-cause"] == b"protocol_error"
+        assert dict(fields)[b"x-arca-fault"] == f"the upstream's response was refused: {reason}".encode()
+        assert dict(fields)[b"x-request-id"] == b"mine"
+        # The request is still coming, and is told to stop.
+        assert [found.kind for found in frames(told)] == [HEADERS, RST_STREAM]
+        assert frames(told)[1].payload == u32(NO_ERROR)
     assert talk.caller.exceeded == [("header_list", UPSTREAM)]
-    talk.exchange(stream=1, end=End.UPSTREAM_FAULT, fault="more than 100 header fields").in_flight(1)
+    talk.exchange(stream=1, end=End.UPSTREAM_FAULT, fault=reason, status=200 if trailers else 502).in_flight(
+        1
+    )
     talk.upstream(data(1, b"abc")).to_upstream(window_update(0, 3))
     talk.downstream(data(1, b"defg")).to_downstream(window_update(0, 4))
+    talk.upstream(headers(1, literal(b"x", b"y")) + rst_stream(1) + window_update(1, 5)).nothing()
+    talk.downstream(headers(1, literal(b"x", b"y")) + rst_stream(1) + window_update(1, 5)).nothing()
     talk.upstream(headers(3, QUIET_OK)).to_downstream(headers(3, QUIET_OK)).exchange(
         stream=3, end=End.COMPLETE
     )
@@ -546,8 +560,7 @@ def test_an_answer_waits_for_the_end_of_the_frame_that_is_passing() -> None:
     talk = both_under_way()
     body = data(1, b"x" * 100)
     talk.upstream(body[:50]).to_downstream(body[:50])
-    said = headers(3, GET + many(101))
-    talk.downstream(said).to_upstream(said + rst_stream(3, CANCEL)).exchange(stream=3, status=431)
+    talk.downstream(headers(3, GET + many(101))).exchange(stream=3, status=431)
     talk.upstream(body[50:80]).to_downstream(body[50:80])
     talk.upstream(body[80:] + data(1, b"next"))
     whole = bytes(talk.caller.to_downstream)
@@ -560,8 +573,7 @@ def test_an_answer_waits_for_the_end_of_the_frame_that_is_passing() -> None:
 
 def test_an_answer_waits_for_upstreams_settings() -> None:
     talk = conversation()
-    said = OPEN + headers(1, GET + many(101))
-    talk.downstream(said).to_upstream(said + rst_stream(1, CANCEL)).exchange(stream=1, status=431)
+    talk.downstream(OPEN + headers(1, GET + many(101))).to_upstream(OPEN).exchange(stream=1, status=431)
     talk.upstream(settings_frame()[:5]).nothing().upstream(settings_frame()[5:] + frame(SETTINGS, flags=ACK))
     whole = frames(bytes(talk.caller.to_downstream))
     talk.caller.to_downstream.clear()
@@ -572,11 +584,8 @@ def test_answers_that_wait_are_bounded() -> None:
     talk = both_under_way()
     say(talk, DOWNSTREAM, settings_frame((5, 1 << 24)))
     talk.upstream(data(1, b"x" * 1000)[:500]).to_downstream(data(1, b"x" * 1000)[:500])
-    for stream in range(3, 2003, 2):
-        said = headers(stream, GET + many(101))
-        talk.downstream(said).to_upstream(said + rst_stream(stream, CANCEL)).exchange(
-            stream=stream, status=431
-        )
+    for stream in range(3, 203, 2):
+        talk.downstream(headers(stream, GET + many(101))).exchange(stream=stream, status=431)
     rest = data(1, b"x" * 1000)[500:]
     talk.upstream(rest)
     whole = bytes(talk.caller.to_downstream)
@@ -589,8 +598,17 @@ def test_a_list_that_cannot_be_read_to_its_end_is_refused_where_the_tables_diffe
     trace = literal(b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01", INDEXING)
     talk = opened(sample=1.0).downstream(headers(1, GET + trace))
     talk.caller.to_upstream.clear()
-    talk.downstream(headers(3, GET + many(150) + indexed(62)))
-    held_to(talk, DOWNSTREAM, "header_list")
+    talk.downstream(headers(3, GET + many(150) + indexed(62))).exchange(
+        stream=3, end=End.DOWNSTREAM_FAULT, status=431
+    )
+    assert talk.caller.exceeded == [("header_list", DOWNSTREAM)]
+    # Nobody answers for the trailers of a stream that is over: they are held back alone.
+    talk.caller.to_downstream.clear()
+    talk.upstream(headers(1, QUIET_OK)).to_downstream(headers(1, QUIET_OK)).exchange(
+        stream=1, end=End.COMPLETE
+    )
+    talk.downstream(headers(1, many(150) + indexed(62))).nothing()
+    assert talk.caller.refusal is None
 
 
 def test_an_id_that_was_too_long_to_keep_whole_is_not_given_back() -> None:

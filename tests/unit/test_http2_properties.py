@@ -36,9 +36,10 @@ from tests.unit.http2_conversation import (
     fragmented,
     frame,
     headers,
+    is_trace,
+    left_out,
     listed,
     settings_frame,
-    sizes,
 )
 
 if TYPE_CHECKING:
@@ -423,7 +424,7 @@ def test_tables_stay_in_step_and_nothing_but_heads_changes(todo: list[Operation]
         sender, receiver = Reader(), Reader()
         sender.read(came)
         receiver.read(went)
-        assert [sizes(entry) for entry in sender.table] == [sizes(entry) for entry in receiver.table]
+        assert all(is_trace(entry[0]) for entry in left_out(sender, receiver))
         if who == UPSTREAM:
             assert sender.table == receiver.table
         without = [
