@@ -21,6 +21,7 @@ from tests.unit.http2_conversation import (
     END_STREAM,
     GET,
     GIVEN_BACK,
+    GOAWAY,
     HAS_PRIORITY,
     HEADERS,
     INDEXING,
@@ -41,6 +42,7 @@ from tests.unit.http2_conversation import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    Reader,
     asked,
     conversation,
     data,
@@ -301,6 +303,50 @@ def test_a_drain_is_told_behind_the_frame_that_is_on_its_way() -> None:
     assert told_goaway(said[len(rest[10:]) :])[:2] == (0x7FFFFFFF, NO_ERROR)
 
 
+def test_a_drain_before_upstreams_settings_is_told_behind_them() -> None:
+    talk = conversation().downstream(OPEN + headers(1, QUIET_GET)).to_upstream(OPEN + headers(1, QUIET_GET))
+    assert talk.caller.codec.begin_drain() == b""
+    talk.upstream(settings_frame()[:4]).nothing()
+    talk.caller.upstream(settings_frame()[4:] + ANSWER)
+    settings, notice, *answer = frames(bytes(talk.caller.to_downstream))
+    assert [settings.kind, notice.kind] == [SETTINGS, GOAWAY]
+    assert notice.payload[:8] == u32(0x7FFFFFFF) + u32(NO_ERROR)
+    assert answer == frames(ANSWER)
+    assert only(talk.caller.exchanges).end == End.COMPLETE
+
+
+@pytest.mark.parametrize("said", ["never", "of both", "of the other side"])
+@pytest.mark.parametrize(
+    "how",
+    [End.DOWNSTREAM_FIN, End.DOWNSTREAM_RST, End.UPSTREAM_FIN, End.UPSTREAM_RST],
+    ids=lambda how: how.name,
+)
+def test_an_exchange_that_ends_with_its_connection_has_the_code_of_that_sides_last_goaway(
+    how: End, said: str
+) -> None:
+    talk = asked()
+    downstreams = how in (End.DOWNSTREAM_FIN, End.DOWNSTREAM_RST)
+    if said == "of both" or (said == "of the other side" and not downstreams):
+        for code in (NO_ERROR, 2):
+            talk.downstream(goaway(0, code, b"why")).to_upstream(goaway(0, code, b"why"))
+    if said == "of both" or (said == "of the other side" and downstreams):
+        for code in (NO_ERROR, 11):
+            talk.upstream(goaway(1, code)).to_downstream(goaway(1, code))
+    expected = -1 if said != "of both" else 2 if downstreams else 11
+    talk.ended(how, errno.ECONNRESET).exchange(stream=1, end=how, stream_error=expected).nothing()
+
+
+def test_upstreams_fin_behind_its_goaway_ends_every_stream_with_its_code() -> None:
+    talk = asked().upstream(goaway(1, 11)).to_downstream(goaway(1, 11)).upstream_eof()
+    talk.exchange(stream=1, end=End.UPSTREAM_FIN, stream_error=11)
+
+
+def test_a_response_that_is_complete_ends_well_behind_goaway_too() -> None:
+    talk = asked(1, QUIET_POST, END_HEADERS).upstream(ANSWER + goaway(1, 11))
+    talk.to_downstream(ANSWER + goaway(1, 11)).upstream_eof()
+    talk.exchange(stream=1, end=End.COMPLETE, stream_error=-1)
+
+
 def test_a_response_that_outruns_its_request_ends_the_exchange_when_it_ends() -> None:
     post = headers(1, QUIET_POST, END_HEADERS)
     talk = opened().downstream(post).to_upstream(post)
@@ -453,6 +499,52 @@ def test_an_id_of_any_octets_does_not_spoil_the_answer(value: bytes) -> None:
     assert caller.refusal is not None
     assert HEADERS in [found.kind for found in frames(caller.refusal)]
     assert only(caller.exchanges).end == End.DIAL_FAILED
+
+
+@pytest.mark.parametrize(
+    ("value", "repeated"),
+    [(b"mine", True), (b"!~", True), (b"a b", False), (b"\x7f", False), (b"\xe9", False)],
+)
+@pytest.mark.parametrize("refused", [False, True])
+def test_only_an_id_of_visible_characters_is_repeated_in_an_answer_of_our_own(
+    value: bytes, repeated: bool, refused: bool
+) -> None:
+    caller = asked().caller if refused else Caller(Http2(fixed_ids()))
+    block = GET + literal(b"x-request-id", value)
+    if refused:
+        caller.downstream(headers(3, block + b"".join(literal(b"x-%d" % i, b"") for i in range(101))))
+        answer = bytes(caller.to_downstream)
+    else:
+        caller.downstream(OPEN + headers(3, block))
+        caller.dial_failed(errno.ECONNREFUSED, 502, "infrastructure/refused", "text")
+        answer = caller.refusal or b""
+    found = Reader()
+    found.read(answer)
+    ((stream, fields),) = found.lists
+    assert stream == 3
+    assert [text for name, text in fields if name == b"x-request-id"] == ([value] if repeated else [])
+    assert [exchange.request_id for exchange in caller.exchanges] == [value]
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_a_refusal_that_waits_for_upstreams_settings_is_told_when_the_dial_fails(more: bool) -> None:
+    caller = Caller(Http2(fixed_ids()))
+    caller.downstream(OPEN)
+    caller.downstream(headers(1, GET + b"".join(literal(b"x-%d" % i, b"") for i in range(101))))
+    assert caller.to_downstream == b""
+    assert only(caller.exchanges).status == 431
+    if more:
+        caller.downstream(headers(3, QUIET_GET))
+    caller.dial_failed(errno.ECONNREFUSED, 502, "infrastructure/refused", "text")
+    assert caller.refusal is not None
+    found = frames(caller.refusal)
+    assert found[0].kind == SETTINGS
+    assert found[-1].kind == GOAWAY
+    reader = Reader()
+    reader.read(caller.refusal)
+    answered = [(stream, dict(fields)[b":status"]) for stream, fields in reader.lists]
+    assert answered == [(3, b"502")] * more + [(1, b"431")]
+    assert len(caller.exchanges) == more
 
 
 def test_an_upstream_that_is_not_there_and_no_request_is_silence() -> None:
@@ -634,6 +726,22 @@ def test_more_streams_than_can_be_followed_are_carried_on() -> None:
     talk.to_upstream(one_more).carried_on("too_many_streams").in_flight(1)
     assert {found.end for found in talk.caller.exchanges} == {End.UNREADABLE}
     assert len(talk.caller.exchanges) == 4096
+
+
+def test_more_streams_than_can_be_followed_end_a_connection_on_which_one_was_refused() -> None:
+    caller = opened().caller
+    caller.downstream(headers(1, GET + b"".join(literal(b"x-%d" % i, b"") for i in range(101))))
+    caller.exchanges.clear()
+    caller.downstream(b"".join(headers(stream, QUIET_GET) for stream in range(3, 3 + 2 * 4096, 2)))
+    assert caller.codec.in_flight == 4096
+    caller.to_upstream.clear()
+    caller.downstream(headers(9001, QUIET_GET) + b"rest")
+    assert not caller.handed_over
+    assert caller.to_upstream == b""
+    assert caller.refusal is not None
+    assert told_goaway(caller.refusal)[1] == INTERNAL_ERROR
+    assert {found.end for found in caller.exchanges} == {End.DOWNSTREAM_FAULT}
+    assert len(caller.exchanges) == 4096
 
 
 def test_a_fragmented_block_that_cannot_be_decoded_is_carried_on_with_all_its_frames() -> None:
