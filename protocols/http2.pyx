@@ -290,6 +290,10 @@ cdef class Http2(Codec):
                     break
                 lane.empty_frames = block.empty_frames
                 lane.block_began = now if owner is None or position else lane.held_since
+                # By what has come up to the end of this block, however much more was read with it.
+                lane.rewriter.allowance = FREE_SPELLING + SPELLED_PER_OCTET * (
+                    lane.octets - (n - position - block.size)
+                )
                 passage = self._headers(lane, f, &block, now)
                 if self.over:
                     # Whatever ended the connection, the block that did so goes no further; or all is carried on.
@@ -519,7 +523,6 @@ cdef class Http2(Codec):
             join_fragments(f, block, fragments)
             p = <const unsigned char*>fragments.bytes
             n = fragments.length
-        lane.rewriter.allowance = FREE_SPELLING + SPELLED_PER_OCTET * lane.octets
         fault = lane.decoder.decode(p, n)
         if fault != SOUND:
             self._fault(lane, "table_too_large" if fault == TABLE_TOO_LARGE else "hpack", HPACK_FAULTS[fault], now)

@@ -183,6 +183,16 @@ def test_what_takes_too_much_to_spell_out_ends_the_connection_and_nothing_of_its
     assert "spell out" in ended_by(caller, "expansion")
 
 
+@pytest.mark.parametrize("octets", [False, True])
+def test_what_is_read_behind_a_block_gives_it_no_room_to_be_spelled_out(octets: bool) -> None:
+    caller = asked(1, QUIET_POST, END_HEADERS).caller
+    caller.downstream(headers(3, QUIET_GET + literal(b"tracestate", b"?" * 3900, INDEXING)))
+    said = headers(1, indexed(62) * 9, END_HEADERS) * 4 + data(1, b"x" * 16_000)
+    for piece in [said[i : i + 1] for i in range(len(said))] if octets else [said]:
+        caller.downstream(piece)
+    ended_by(caller, "expansion")
+
+
 def test_a_block_whose_name_alone_takes_too_much_ends_the_connection_too() -> None:
     """The reference that is one too many is the last field of its block."""
     caller = opened().caller
