@@ -3,11 +3,12 @@
 Frames go on as they came, each stream with its own id, and flow control stays the business of the two ends.
 Both directions' header blocks are decoded in the order of the wire; two kinds of block change on the way: the
 head of a request, to which ids are appended and in which trace headers are continued, and the head of its final
-response, which gives the request id back. What is appended is never indexed, and what is replaced keeps
-its size in the table (RFC 7541 section 4.1), so that the dynamic tables of the two ends stay each other's.
+response, which gives the request id back. How that leaves the dynamic tables of the two ends each other's is said
+in ``http2_fields``.
 
 Never held back: anything but a frame or a header block that is not complete. Never refused: what could be a peer's
-own way of doing HTTP/2; what cannot be followed is carried untouched from there. Floods are (see ``_exceed``).
+own way of doing HTTP/2; what cannot be followed is carried untouched from there. Floods are (see ``_exceed``), and
+header lists that are too long, of which the other side never hears.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING

@@ -170,13 +170,12 @@ cdef class Rewriter:
 
     cdef Py_ssize_t _index(self, unsigned long long entry) except -1:
         """The receiver's index of the sender's ``entry`` at the field being written; 0 where it has no such entry."""
-        cdef Py_ssize_t index = STATIC + 1 + <Py_ssize_t>(self.before - entry), at
+        cdef Py_ssize_t index = STATIC + 1 + <Py_ssize_t>(self.before - entry)
         if not self.missing:
             return index
         if _holds(self.missing, entry):
             return 0
-        at = bisect_right(self.missing, entry)
-        return index - (<Py_ssize_t>bisect_right(self.missing, self.before) - at)
+        return index - (len(self.missing) - <Py_ssize_t>bisect_right(self.missing, entry))
 
     cdef int _write_same(self, const unsigned char* block, HpackField* field, Assembly out) except -1:
         """The field as it came, but for what it refers to."""
