@@ -6,4 +6,5 @@ cdef class Assembly:
 
     cdef int add(self, const void* piece, Py_ssize_t n) except -1
     cdef bytes take(self)
+    cdef bytes passed(self, bytes whole, const unsigned char* p, Py_ssize_t copied, Py_ssize_t position)
     cdef int add_line(self, const char* name, bytes value) except -1

@@ -35,6 +35,15 @@ cdef class Assembly:
             self.room = 0
         return all
 
+    cdef bytes passed(self, bytes whole, const unsigned char* p, Py_ssize_t copied, Py_ssize_t position):
+        """What goes on of the bytes at ``p`` up to ``position``: what was put together, and behind it all from
+        ``copied``. Where nothing was, they go on untouched: as ``whole``, the object that they came in, or a copy.
+        """
+        if self.length == 0 and copied == 0:
+            return p[:position] if whole is None else whole
+        self.add(p + copied, position - copied)
+        return self.take()
+
     cdef int add_line(self, const char* name, bytes value) except -1:
         self.add(name, len(name))
         self.add(PyBytes_AS_STRING(value), len(value))

@@ -43,7 +43,7 @@ METHODS: Final = frozenset(
 _METHOD_BYTES: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
 _MAX_METHOD: Final = 32
 _NOT_TARGET: Final = bytes(range(33)) + b"\x7f"
-_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 section 3.4
+HTTP_2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 section 3.4
 _SETTINGS: Final = 0x04  # frame type; one setting is 6 bytes (RFC 9113 section 6.5)
 _FRAME_HEADER: Final = 9
 _MAX_FRAME: Final = 1 << 14  # before SETTINGS allow larger ones, RFC 9113 section 4.2
@@ -90,10 +90,10 @@ def recognise_server(first: bytes) -> Recognised:
 
 
 def _http(first: bytes) -> Recognised:
-    if len(first) >= len(_PREFACE):
-        if first.startswith(_PREFACE):
+    if len(first) >= len(HTTP_2_PREFACE):
+        if first.startswith(HTTP_2_PREFACE):
             return Recognised.HTTP_2
-    elif _PREFACE.startswith(first):
+    elif HTTP_2_PREFACE.startswith(first):
         return Recognised.HOLD
 
     start = 0

@@ -30,7 +30,7 @@ from protocols.http1_head cimport (
     same,
 )
 from protocols.http2 cimport Http2
-from protocols.trace_context cimport TraceContext, continue_trace, new_trace
+from protocols.trace_context cimport TraceContext, continue_trace, gather, new_trace
 
 from http import HTTPStatus
 
@@ -230,12 +230,7 @@ cdef class Http1(Codec):
         self.pause_downstream = self.held_request is not None and (
             self.request_state == AWAIT_TUNNEL or self.request_state == AWAIT_ANSWERS
         )
-        if out.length == 0 and copied == 0:
-            if owner is None and position == n:
-                return data
-            return p[:position]
-        out.add(p + copied, position - copied)
-        return out.take()
+        return out.passed(data if owner is None and position == n else None, p, copied, position)
 
     cdef _begin_exchange(self, const unsigned char* p, Head* head, Assembly out):
         """Note what the head says and write it to ``out`` with our lines in it, all but its last CR LF."""
@@ -332,7 +327,7 @@ cdef class Http1(Codec):
         """Write the head to ``out`` as ``_begin_exchange`` does, with its trace headers continued."""
         cdef list traceparents = [], tracestates = [], found = []
         cdef dict b3 = {}
-        cdef bytes name, value
+        cdef bytes name, value, became
         cdef Py_ssize_t copied = 0
         cdef Field* field
         cdef int i
@@ -343,36 +338,20 @@ cdef class Http1(Codec):
                 continue
             name = (<bytes>p[field.start:field.start + field.name_length]).lower()
             value = p[field.value:field.value + field.value_length]
-            if name == b"traceparent":
-                traceparents.append(value)
-            elif name == b"tracestate":
-                tracestates.append(value)
-            elif name == b"b3" or name.startswith(b"x-b3-"):
-                b3.setdefault(name, value)
-            else:
-                continue
-            found.append((i, name))
+            if gather(name, value, traceparents, tracestates, b3):
+                found.append((i, name, value))
         trace = continue_trace(self.ids, traceparents, tracestates, b3)
-        for i, name in found:
+        for i, name, value in found:
             field = &head.fields[i]
-            if name == b"traceparent":
-                if trace.traceparent is None:
-                    continue
-                value = trace.traceparent if trace.in_place else None
-            elif name == b"tracestate":
-                if trace.keep_tracestate:
-                    continue
-                value = None
-            elif trace.b3 is not None and name in trace.b3:
-                value = trace.b3[name]
-            else:
+            became = trace.becomes(name, value)
+            if became is value:
                 continue
-            if value is None:
+            if became is None:
                 out.add(p + copied, field.start - copied)
                 copied = field.end
             else:
                 out.add(p + copied, field.value - copied)
-                out.add(PyBytes_AS_STRING(value), len(value))
+                out.add(PyBytes_AS_STRING(became), len(became))
                 copied = field.value + field.value_length
         out.add(p + copied, head.length - 2 - copied)
         return trace
@@ -489,12 +468,7 @@ cdef class Http1(Codec):
                 self.held_response = bytearray(p[position:n])
         elif owner is not None:
             self.held_response = None
-        if out.length == 0 and copied == 0:
-            if owner is None and position == n:
-                return data
-            return p[:position]
-        out.add(p + copied, position - copied)
-        return out.take()
+        return out.passed(data if owner is None and position == n else None, p, copied, position)
 
     cdef _begin_rpc_response(self, const unsigned char* p, Head* head, Exchange exchange):
         """A response without messages may have its trailers in its head: "Trailers-Only"."""

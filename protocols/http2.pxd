@@ -1,3 +1,4 @@
+from protocols.assembly cimport Assembly
 from protocols.codec cimport Codec
 from protocols.exchange cimport End, Exchange
 from protocols.grpc cimport ContentType, Messages, WebMessages
@@ -84,6 +85,9 @@ cdef class Http2(Codec):
 
     cdef upgraded(self, Exchange exchange)
     cdef bytes _relay(self, Lane lane, bytes data, double now)
+    cdef Py_ssize_t _say_pending(
+        self, Lane lane, Assembly out, const unsigned char* p, Py_ssize_t copied, Py_ssize_t position
+    ) except -1
     cdef Py_ssize_t _preface(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now)
     cdef _count_bytes(self, Lane lane, Py_ssize_t n)
     cdef bint _count_empty(self, Lane lane, double now) except -1

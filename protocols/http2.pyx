@@ -27,6 +27,7 @@ from protocols.grpc cimport (
     status_of, timeout_seconds,
 )
 from protocols.hpack cimport Decoder, HpackFault, HpackField, SOUND, TABLE_TOO_LARGE
+from protocols.http1_head cimport MAX_FIELDS, MAX_OWN, OWN_LINE
 from protocols.http2_fields cimport Rewriter, write_plain
 from protocols.http2_frames cimport (
     ACK, Block, COMPLETE_BLOCK, CONTINUATION, DATA, END_STREAM, FRAME_HEADER, Found, GOAWAY, HEADERS, INCOMPLETE,
@@ -37,18 +38,15 @@ from protocols.http2_frames cimport (
 from protocols.trace_context cimport Ids, TraceContext, new_trace
 
 from protocols import http2_answers as answers
+from protocols.detect import HTTP_2_PREFACE
 from protocols.hpack import FAULTS as HPACK_FAULTS
+from protocols.http2_codes import ErrorCode
 
-# RFC 9113 sections 6.5.2 and 7
+# RFC 9113 section 6.5.2
 cdef enum:
     SETTINGS_INITIAL_WINDOW_SIZE = 4
     SETTINGS_MAX_FRAME_SIZE = 5
     LAST_STREAM = 0x7FFFFFFF
-    NO_ERROR = 0
-    PROTOCOL_ERROR = 1
-    INTERNAL_ERROR = 2
-    CANCEL = 8
-    ENHANCE_YOUR_CALM = 11
 
 cdef enum:
     PREFACE_LENGTH = 24
@@ -56,8 +54,8 @@ cdef enum:
 # Envoy's defaults (transparency.md).
 cdef enum:
     MAX_LIST = 60 * 1024          # names and values of one header list
-    MAX_FIELDS = 100              # without pseudo-header fields: HTTP/1 has those in its first line
-    MAX_PSEUDO = 5                # :method, :scheme, :authority, :path, :protocol
+    # Not counted as fields, for HTTP/1 has them in its first line: :method, :scheme, :authority, :path, :protocol.
+    MAX_PSEUDO = 5
     PRIORITIES_PER_STREAM = 100
     UNANSWERED = 1000
     RESET_WINDOW = 500
@@ -76,11 +74,8 @@ cdef enum:
     # spelled out, and comes with at least 16 others.
     FREE_SPELLING = 64 * 1024
     SPELLED_PER_OCTET = 16
-    # What an ARCA on the way added must not make the next one refuse: see http1_head.pxd.
-    OWN_LINE = 80
-    MAX_OWN = 8 * OWN_LINE
 
-cdef bytes PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+cdef bytes PREFACE = HTTP_2_PREFACE
 _METHODS = {m: m for m in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")}
 
 # Each is used up within one call.
@@ -233,10 +228,7 @@ cdef class Http2(Codec):
                     self._data_over(lane, now)
                 continue
             if lane.pending is not None and lane.settled:
-                out.add(p + copied, position - copied)
-                copied = position
-                out.add(PyBytes_AS_STRING(lane.pending), len(lane.pending))
-                lane.pending = None
+                copied = self._say_pending(lane, out, p, copied, position)
             if n - position < FRAME_HEADER:
                 break
             f = p + position
@@ -342,16 +334,17 @@ cdef class Http2(Codec):
         elif owner is not None:
             lane.held = None
         if lane.pending is not None and lane.settled and lane.passing == 0 and not self.over:
-            out.add(p + copied, position - copied)
-            copied = position
-            out.add(PyBytes_AS_STRING(lane.pending), len(lane.pending))
-            lane.pending = None
-        if out.length == 0 and copied == 0:
-            if owner is None and position == n:
-                return data
-            return p[:position]
+            copied = self._say_pending(lane, out, p, copied, position)
+        return out.passed(data if owner is None and position == n else None, p, copied, position)
+
+    cdef Py_ssize_t _say_pending(
+        self, Lane lane, Assembly out, const unsigned char* p, Py_ssize_t copied, Py_ssize_t position
+    ) except -1:
+        """Put our own frames here, between two that pass; answers what is written of ``p`` now."""
         out.add(p + copied, position - copied)
-        return out.take()
+        out.add(PyBytes_AS_STRING(lane.pending), len(lane.pending))
+        lane.pending = None
+        return position
 
     cdef Py_ssize_t _preface(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now):
         """The client's first octets (section 3.4); answers how many of the ``n`` they are."""
@@ -621,7 +614,7 @@ cdef class Http2(Codec):
         stream.exchange.request_complete = True
         fault = self._over_limit(lane, own_fields, own_octets)
         if fault is not None:
-            self._inject(lane.other, answers.rst_stream(stream.id, CANCEL))
+            self._inject(lane.other, answers.rst_stream(stream.id, ErrorCode.CANCEL))
             self._cut(lane, stream, UPSTREAM_FAULT, fault, now)
             return SWALLOWED
         return self._as_it_was(lane, p, n)
@@ -919,7 +912,7 @@ cdef class Http2(Codec):
     cpdef bytes begin_drain(self):
         """The notice of section 6.8: no stream is given up by it, but a client opens no new ones after it."""
         cdef bytes notice = answers.goaway(
-            LAST_STREAM, NO_ERROR, "the proxy on the way is going away", settings_first=False
+            LAST_STREAM, ErrorCode.NO_ERROR, "the proxy on the way is going away", settings_first=False
         )
         if self.over:
             return b""
@@ -931,7 +924,9 @@ cdef class Http2(Codec):
     cpdef bytes farewell(self):
         if not self.up.settled or self.up.passing or self.over:
             return b""
-        return answers.goaway(self.last_stream, NO_ERROR, "the proxy on the way is going away", settings_first=False)
+        return answers.goaway(
+            self.last_stream, ErrorCode.NO_ERROR, "the proxy on the way is going away", settings_first=False
+        )
 
     # -- what ARCA itself says -----------------------------------------------------------------------------
 
@@ -962,9 +957,9 @@ cdef class Http2(Codec):
         RESOURCE_EXHAUSTED in gRPC, where there is no answer yet."""
         cdef Exchange exchange = stream.exchange
         if not head:
-            self._queue(lane, answers.rst_stream(stream.id, CANCEL))
+            self._queue(lane, answers.rst_stream(stream.id, ErrorCode.CANCEL))
         if stream.response_begun:
-            self._inject(lane.other, answers.rst_stream(stream.id, ENHANCE_YOUR_CALM))
+            self._inject(lane.other, answers.rst_stream(stream.id, ErrorCode.ENHANCE_YOUR_CALM))
         else:
             if exchange.request_id is None:
                 exchange.request_id = self.ids.uuid()
@@ -975,13 +970,13 @@ cdef class Http2(Codec):
     cdef _refuse_response(self, Lane lane, Stream stream, str fault, double now):
         """The same of upstream: downstream never sees it, and is answered 502, or INTERNAL in gRPC."""
         if stream.response_begun or not stream.id & 1:
-            self._queue(lane, answers.rst_stream(stream.id, INTERNAL_ERROR))
+            self._queue(lane, answers.rst_stream(stream.id, ErrorCode.INTERNAL_ERROR))
         else:
             _answer(stream.exchange, 502, 13, fault)
             self._queue(
                 lane, answers.refusal(_asked(stream), 502, 13, f"the upstream's response was refused: {fault}")
             )
-        self._inject(lane.other, answers.rst_stream(stream.id, CANCEL))
+        self._inject(lane.other, answers.rst_stream(stream.id, ErrorCode.CANCEL))
         self._cut(lane, stream, UPSTREAM_FAULT, fault, now)
 
     cdef _cut(self, Lane lane, Stream stream, End how, str fault, double now):
@@ -992,7 +987,7 @@ cdef class Http2(Codec):
         self.cut.add(stream.id)
         self._finish(stream, how, now)
         if len(self.cut) > MAX_CUT:
-            self._refuse(lane, ENHANCE_YOUR_CALM, f"more than {MAX_CUT} streams with {fault}", now)
+            self._refuse(lane, ErrorCode.ENHANCE_YOUR_CALM, f"more than {MAX_CUT} streams with {fault}", now)
 
     cdef _refuse_block(self, Lane lane, int found, double now):
         if found == TOO_MANY_FRAMES:
@@ -1008,12 +1003,12 @@ cdef class Http2(Codec):
         """A flood: the connection ends, counted, with GOAWAY to the side that it came from."""
         self.exceeded.append((limit, "downstream" if lane.downstream else "upstream"))
         self.signals |= EXCEEDED
-        self._refuse(lane, ENHANCE_YOUR_CALM, text, now)
+        self._refuse(lane, ErrorCode.ENHANCE_YOUR_CALM, text, now)
 
     cdef _fault(self, Lane lane, str reason, str text, double now):
         """What cannot be followed is carried on untouched; with ``strict``, refused."""
         if self.strict:
-            self._refuse(lane, PROTOCOL_ERROR, text, now)
+            self._refuse(lane, ErrorCode.PROTOCOL_ERROR, text, now)
         else:
             self._fall_open(lane, reason, now)
 
@@ -1024,7 +1019,8 @@ cdef class Http2(Codec):
         if not self.up.passing:
             answer = (self.up.pending or b"") if self.up.settled else b""
             answer += answers.goaway(
-                self.last_stream, code if lane.downstream else INTERNAL_ERROR, text, settings_first=not self.up.settled
+                self.last_stream, code if lane.downstream else ErrorCode.INTERNAL_ERROR, text,
+                settings_first=not self.up.settled,
             )
         if not lane.downstream and not self.down.passing:
             to_upstream = answers.goaway(self.last_promised, code, text, settings_first=False)
@@ -1038,7 +1034,7 @@ cdef class Http2(Codec):
         That an older traceparent of ours is read where the sender refers to its own is the lesser evil.
         """
         if self.cut or self.down.rewriter.missing or self.up.rewriter.missing:
-            self._refuse(lane, INTERNAL_ERROR, f"the connection cannot be followed any more: {reason}", now)
+            self._refuse(lane, ErrorCode.INTERNAL_ERROR, f"the connection cannot be followed any more: {reason}", now)
             return
         self._end_all(UNREADABLE, 0, None, now)
         self.fallback = reason
@@ -1050,7 +1046,7 @@ cdef class Http2(Codec):
         self._end_connection(HEAD_TIMEOUT, 0, None, now)
         self.refusal = Refusal(
             b"" if self.up.passing else answers.goaway(
-                self.last_stream, ENHANCE_YOUR_CALM,
+                self.last_stream, ErrorCode.ENHANCE_YOUR_CALM,
                 "the request head did not arrive within limits.head_timeout_seconds",
                 settings_first=not self.up.settled,
             )

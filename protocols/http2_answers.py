@@ -16,7 +16,8 @@ from h2.settings import SettingCodes
 from hpack import Encoder, NeverIndexedHeaderTuple
 from hyperframe.frame import GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 
-_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+from protocols.detect import HTTP_2_PREFACE
+
 _VISIBLE: Final = bytes(range(0x21, 0x7F))  # an id of other octets is not repeated
 _MAX_DEBUG: Final = 256  # octets of text in a GOAWAY
 
@@ -71,7 +72,7 @@ def unreachable(
     server.local_settings.acknowledge()
     server.initiate_connection()
     server.receive_data(
-        _PREFACE + SettingsFrame(0, settings={SettingCodes.INITIAL_WINDOW_SIZE: window}).serialize()
+        HTTP_2_PREFACE + SettingsFrame(0, settings={SettingCodes.INITIAL_WINDOW_SIZE: window}).serialize()
     )
     body = text.encode("latin-1", "replace") + b"\n"
     encoder = Encoder()

@@ -13,7 +13,7 @@ from cpython.bytes cimport PyBytes_AS_STRING
 
 from protocols.assembly cimport Assembly
 from protocols.hpack cimport Decoder, HpackField, INDEXED, INDEXING, NEVER, write_integer
-from protocols.trace_context cimport Ids, TraceContext, continue_trace
+from protocols.trace_context cimport Ids, TraceContext, continue_trace, gather
 
 cdef enum:
     STATIC = 61  # entries of the static table (RFC 7541 Appendix A); dynamic ones are numbered from there on
@@ -80,14 +80,9 @@ cdef class Rewriter:
             field = &self.decoder.fields[i]
             if not _may_be_trace(field):
                 continue
-            name = field.name[:field.name_length]
-            value = field.value[:field.value_length]
-            if name == b"traceparent":
-                traceparents.append(value)
-            elif name == b"tracestate":
-                tracestates.append(value)
-            elif name == b"b3" or name.startswith(b"x-b3-"):
-                b3.setdefault(name, value)
+            gather(
+                field.name[:field.name_length], field.value[:field.value_length], traceparents, tracestates, b3
+            )
         trace = continue_trace(ids, traceparents, tracestates, b3)
         copied = self._begin(block, n, out)
         for i in range(self.decoder.count):
@@ -101,15 +96,8 @@ cdef class Rewriter:
                 self._write_same(block, field, out)
                 continue
             name = field.name[:field.name_length]
-            value = became = field.value[:field.value_length]
-            if name == b"traceparent":
-                if trace.traceparent is not None:
-                    became = trace.traceparent if trace.in_place else None
-            elif name == b"tracestate":
-                if not trace.keep_tracestate:
-                    became = None
-            elif trace.b3 is not None and name in trace.b3:
-                became = trace.b3[name]
+            value = field.value[:field.value_length]
+            became = trace.becomes(name, value)
             if became == value:
                 self._write_same(block, field, out)
             else:

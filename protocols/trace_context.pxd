@@ -20,6 +20,9 @@ cdef class TraceContext:
     cdef readonly bint keep_tracestate
     cdef readonly dict b3
 
+    cdef bytes becomes(self, bytes name, bytes value)
 
+
+cdef bint gather(bytes name, bytes value, list traceparents, list tracestates, dict b3) except -1
 cdef TraceContext new_trace(Ids ids)
 cpdef TraceContext continue_trace(Ids ids, list traceparents, list tracestates, dict b3)

@@ -103,6 +103,27 @@ cdef class TraceContext:
     ``span_id`` is None where no span of ours was put on the wire.
     """
 
+    cdef bytes becomes(self, bytes name, bytes value):
+        """What a trace header that came with ``value`` is to say: that very value, another, or None for nothing."""
+        if name == b"traceparent":
+            return value if self.traceparent is None else self.traceparent if self.in_place else None
+        if name == b"tracestate":
+            return value if self.keep_tracestate else None
+        return value if self.b3 is None else self.b3.get(name, value)
+
+
+cdef bint gather(bytes name, bytes value, list traceparents, list tracestates, dict b3) except -1:
+    """Put a header with this lower-case name where ``continue_trace`` wants it; False if it is no trace header."""
+    if name == b"traceparent":
+        traceparents.append(value)
+    elif name == b"tracestate":
+        tracestates.append(value)
+    elif name == b"b3" or name.startswith(b"x-b3-"):
+        b3.setdefault(name, value)
+    else:
+        return False
+    return True
+
 
 cdef bint _all_zero(const unsigned char* p, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
