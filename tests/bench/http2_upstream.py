@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from string import Template
 from typing import TYPE_CHECKING
 
-from tests.bench.processes import NotMeasured, free_port, program, running, wait_until_listening
+from tests.bench.processes import NotMeasured, program, running, wait_until_listening
 from tests.bench.upstream import BODY, require_new_ids
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,8 +20,9 @@ from string import Template
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from tests.bench.install import BENCH_BIN, reason_not_installed
-from tests.bench.processes import NotMeasured, free_port, program, running, wait_until_listening
+from tests.bench.processes import NotMeasured, program, running, wait_until_listening
 from tests.bench.upstream import require_same_work
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     import subprocess

@@ -150,14 +150,6 @@ def last_words(log: Path, lines: int = 2, width: int = 200) -> str:
     return " | ".join(line[:width] for line in text[-lines:]) or "it wrote nothing"
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody has now."""
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        port: int = asked.getsockname()[1]
-        return port
-
-
 def cpu_of_tree(leader: int) -> dict[int, CpuTime]:
     """CPU time so far of the leader and of all processes below it, by pid."""
     return {stat.pid: stat.cpu for stat in _tree(leader)}

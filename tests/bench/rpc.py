@@ -17,12 +17,12 @@ from tests.bench.peers import Peer, standing
 from tests.bench.processes import (
     NotMeasured,
     forget_peak,
-    free_port,
     peak_since,
     running,
     wait_until_listening,
 )
 from tests.bench.upstream import require_new_ids
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

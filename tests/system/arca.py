@@ -30,7 +30,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from tests.system.processes import PATIENCE, Arca, Row, free_port, until
+from tests.ports import free_port
+from tests.system.processes import PATIENCE, Arca, Row, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

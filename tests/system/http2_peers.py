@@ -25,8 +25,9 @@ import h2.connection
 import h2.events
 import hpack
 
+from tests.ports import free_port
 from tests.system.arca import OPEN, Carrier, Peer, dialed
-from tests.system.processes import PATIENCE, free_port, until
+from tests.system.processes import PATIENCE, until
 
 if TYPE_CHECKING:
     import socket

@@ -15,18 +15,14 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from tests.ports import free_port
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PATIENCE = 15.0  # seconds; how long a loaded machine may take for what takes milliseconds
 
 Row = dict[str, object]
-
-
-def free_port() -> int:
-    """A port nobody listens on, as far as the kernel knows now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:

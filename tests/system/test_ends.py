@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.arca import (
     FIN,
     RST,
@@ -27,7 +28,7 @@ from tests.system.arca import (
     verdict,
     without_added,
 )
-from tests.system.processes import PATIENCE, free_port, until
+from tests.system.processes import PATIENCE, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

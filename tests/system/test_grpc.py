@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.arca import FIN, Carrier, verdict
 from tests.system.grpc_service import KINDS, NAME, Call, Client, Service, ids_seen, without_id
 from tests.system.http2_peers import (
@@ -45,7 +46,7 @@ from tests.system.http2_peers import (
     reset,
     settings,
 )
-from tests.system.processes import PATIENCE, Row, free_port, until
+from tests.system.processes import PATIENCE, Row, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

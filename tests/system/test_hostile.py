@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.arca import FIN, RST, Carrier, Peer, dialed, verdict, without_added
-from tests.system.processes import PATIENCE, free_port, until
+from tests.system.processes import PATIENCE, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

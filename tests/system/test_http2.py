@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.arca import FIN, RST, Carrier, Peer, Stage, dialed, verdict
 from tests.system.http2_peers import (
     ACK,
@@ -75,7 +76,7 @@ from tests.system.http2_peers import (
     settings,
     window,
 )
-from tests.system.processes import PATIENCE, free_port, until
+from tests.system.processes import PATIENCE, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,8 @@ import pytest
 from proxy.descriptors import RESERVE
 from proxy.listeners import listening_inodes
 from proxy.worker import REPORT_SECONDS
-from tests.system.processes import PATIENCE, Arca, Echo, command_line, free_port, until
+from tests.ports import free_port
+from tests.system.processes import PATIENCE, Arca, Echo, command_line, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

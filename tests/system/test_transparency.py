@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.arca import (
     FIN,
     RST,
@@ -25,7 +26,7 @@ from tests.system.arca import (
     verdict,
     without_added,
 )
-from tests.system.processes import free_port, until
+from tests.system.processes import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
