@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-OS_PACKAGES := gcc libc6-dev python3-dev python3-venv iptables iproute2 nginx-light curl nghttp2-client nghttp2-server
+OS_PACKAGES := gcc libc6-dev python3-dev python3-venv iptables iproute2 nginx-light curl nghttp2-client nghttp2-server \
+	mosquitto mosquitto-clients thrift-compiler
 BENCH_PACKAGES := wrk haproxy
 
 NATIVE := $(wildcard protocols/*.pyx protocols/*.pxd proxy/*.pyx proxy/*.pxd)

@@ -25,6 +25,7 @@ cdef class Codec:
     cdef readonly int in_flight
     cdef readonly int in_flight_grpc
     cdef public list exceeded
+    cdef readonly double silent_after
 
     cpdef bytes from_downstream(self, bytes data, double now)
     cpdef bytes from_upstream(self, bytes data, double now)
@@ -41,6 +42,8 @@ cdef class Codec:
     cpdef bytes farewell(self)
     cpdef list running(self, double before)
     cpdef str protocol_name(self)
+    cpdef passed_on(self, bytes data, double now)
+    cpdef gone_silent(self, double now)
 
 
 cdef class Opaque(Codec):

@@ -23,6 +23,7 @@ class Codec:
     in_flight: int  # exchanges begun and not ended
     in_flight_grpc: int  # of them, those that are gRPC
     exceeded: list[tuple[str, str]]  # (limit, side that went over it), taken out by the caller
+    silent_after: float  # when downstream will have been silent for too long, and ``gone_silent`` is due
 
     def from_downstream(self, data: bytes, now: float) -> bytes:
         """Take what downstream sent and return what is to go to upstream."""
@@ -71,6 +72,15 @@ class Codec:
 
     def protocol_name(self) -> str:
         """One of PROTOCOL_NAMES."""
+
+    def passed_on(self, data: bytes, now: float) -> None:
+        """Take what downstream said first, which went on to upstream before its protocol was recognised.
+
+        The engine may change nothing of a message that begins in it.
+        """
+
+    def gone_silent(self, now: float) -> None:
+        """``silent_after`` passed, and downstream said nothing meanwhile."""
 
 class Opaque(Codec):
     exchange: Exchange

@@ -10,6 +10,9 @@ from protocols.exchange cimport COMPLETE, DIAL_FAILED, DOWNSTREAM_FIN, UPSTREAM_
 from protocols.exchange import PROTOCOL_NAMES
 
 
+cdef double NEVER = float("inf")
+
+
 cdef class Refusal:
     """The end of a connection that an engine will not carry on.
 
@@ -29,6 +32,7 @@ cdef class Codec:
     def __cinit__(self, *args, **kwargs):
         self.finished = []
         self.exceeded = []
+        self.silent_after = NEVER
 
     cpdef bytes from_downstream(self, bytes data, double now):
         raise NotImplementedError
@@ -73,6 +77,12 @@ cdef class Codec:
         return []
 
     cpdef str protocol_name(self):
+        raise NotImplementedError
+
+    cpdef passed_on(self, bytes data, double now):
+        raise NotImplementedError
+
+    cpdef gone_silent(self, double now):
         raise NotImplementedError
 
 

@@ -27,6 +27,7 @@ cpdef enum End:
     DOWNSTREAM_RST_STREAM = 14
     UPSTREAM_RST_STREAM = 15
     UPSTREAM_GOAWAY = 16
+    KEEPALIVE_MISSED = 17
 
 
 cdef class Rpc:
@@ -40,6 +41,34 @@ cdef class Rpc:
     cdef public bint web
 
 
+cdef class ThriftCall:
+    cdef public str transport
+    cdef public str encoding
+    cdef public bint oneway
+    cdef public long long sequence
+    cdef public int exception_type
+    cdef public int exception_field
+    cdef public bytes message
+
+
+cdef class MqttPacket:
+    cdef public int version
+    cdef public int packet_id
+    cdef public int qos
+    cdef public bint retain
+    cdef public bint duplicate
+    cdef public int reason
+    cdef public bytes reason_string
+    cdef public bytes client_id
+    cdef public int keep_alive
+    cdef public bint clean_start
+    cdef public int session_present
+    cdef public bytes will_topic
+    cdef public int filters
+    cdef public int filters_refused
+    cdef public double silence
+
+
 cdef class Exchange:
     cdef public Protocol protocol
     cdef public End end
@@ -51,6 +80,8 @@ cdef class Exchange:
     cdef public bint request_complete
     cdef public bint response_complete
     cdef public bint tunnel
+    cdef public bint by_upstream
+    cdef public bint failed
     cdef public bytes method
     cdef public bytes target
     cdef public bytes authority
@@ -61,6 +92,8 @@ cdef class Exchange:
     cdef public str code
     cdef public str fault
     cdef public Rpc rpc
+    cdef public ThriftCall thrift
+    cdef public MqttPacket mqtt
     cdef public unsigned long long request_bytes
     cdef public unsigned long long response_bytes
     cdef public double connect

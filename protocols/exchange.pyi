@@ -35,6 +35,7 @@ class End(IntEnum):
     DOWNSTREAM_RST_STREAM = 14  # downstream gave up this stream alone: ``stream_error`` says why
     UPSTREAM_RST_STREAM = 15  # upstream did
     UPSTREAM_GOAWAY = 16  # upstream announced that it did not and will not look at this stream
+    KEEPALIVE_MISSED = 17  # downstream was silent for longer than it had promised to be
 
 class Rpc:
     """What a gRPC call is beside the HTTP exchange that carries it."""
@@ -47,6 +48,41 @@ class Rpc:
     compressed: bool  # a message of either side was
     first_message: float  # monotonic seconds: the first byte of the first response message; -1 before it
     web: bool  # gRPC-Web
+
+class ThriftCall:
+    """What a Thrift call is beside its method; ``Exchange.method`` is the name as it was sent, with the
+    ``Service:`` of a multiplexed one.
+    """
+
+    transport: str  # "framed", "buffered" or "header"
+    encoding: str  # "binary", "binary-old" or "compact"
+    oneway: bool
+    sequence: int
+    exception_type: int  # of TApplicationException, -1 without one
+    exception_field: int  # field id of the declared exception that the result holds, 0 without one
+    message: bytes | None  # of the exception, where its first string is one; cut off at 1 KiB
+
+class MqttPacket:
+    """What an MQTT exchange is beside its type (``Exchange.method``) and topic (``Exchange.target``).
+
+    What does not belong to the packet's type is -1, 0, False or None.
+    """
+
+    version: int  # protocol level: 3 (3.1), 4 (3.1.1), 5
+    packet_id: int  # 0 without one
+    qos: int
+    retain: bool
+    duplicate: bool
+    reason: int  # reason or return code of the answer, or of the packet itself; -1 where none is said
+    reason_string: bytes | None  # version 5; cut off at 1 KiB
+    client_id: bytes | None  # of the session; as the server assigned it where the client sent none
+    keep_alive: int  # seconds, of CONNECT and of a missed keep-alive; -1 elsewhere
+    clean_start: bool  # of CONNECT (clean session before version 5)
+    session_present: int  # of CONNACK: 0, 1; -1 before it
+    will_topic: bytes | None  # of CONNECT
+    filters: int  # topic filters of SUBSCRIBE and UNSUBSCRIBE
+    filters_refused: int  # of them
+    silence: float  # seconds since downstream's last packet, of a missed keep-alive; -1 elsewhere
 
 class Exchange:
     """One request with its response.
@@ -65,6 +101,8 @@ class Exchange:
     request_complete: bool
     response_complete: bool
     tunnel: bool  # asked to become one (CONNECT, Upgrade)
+    by_upstream: bool  # upstream asked and downstream answers: MQTT alone
+    failed: bool  # what was said in answer says that it failed: an exception of Thrift, a reason code of MQTT
     method: bytes | None
     target: bytes | None
     authority: bytes | None
@@ -74,6 +112,8 @@ class Exchange:
     parent_id: bytes | None  # 16; the span that the request came from
     code: str | None  # the protocol's own result code, where it is not an HTTP status
     rpc: Rpc | None  # of gRPC alone
+    thrift: ThriftCall | None
+    mqtt: MqttPacket | None
     fault: str | None  # what was wrong with the bytes, in the parser's words
     request_bytes: int
     response_bytes: int

@@ -22,6 +22,27 @@ cdef class Rpc:
         self.first_message = -1.0
 
 
+@cython.no_gc
+@cython.freelist(256)
+cdef class ThriftCall:
+    """What Thrift says of a call; see ``exchange.pyi``."""
+
+    def __cinit__(self):
+        self.exception_type = -1
+
+
+@cython.no_gc
+@cython.freelist(256)
+cdef class MqttPacket:
+    """What MQTT says of a packet and its answer; see ``exchange.pyi``."""
+
+    def __cinit__(self):
+        self.reason = -1
+        self.keep_alive = -1
+        self.session_present = -1
+        self.silence = -1.0
+
+
 # Exchanges are queued in one direction and never form a cycle: the collector need not know them.
 @cython.no_gc
 @cython.freelist(256)
