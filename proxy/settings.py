@@ -38,6 +38,15 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     connect_timeout_seconds: Annotated[
         float, Meta(ge=0, le=3600, description="The longest a dial may take; 0: as long as the kernel tries.")
     ] = 0.0
+    # Thrift's own default; the most that it allows is 2^30 - 1 (Thrift doc/specs/HeaderFormat.md).
+    thrift_frame_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=2**30 - 1,
+            description="The longest frame read as Thrift; the first one must be below 16 MiB in any case.",
+        ),
+    ] = 16_384_000
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

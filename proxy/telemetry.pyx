@@ -12,10 +12,11 @@ from collections import deque
 import msgspec
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.string cimport strlen
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.string cimport strcmp, strlen
 
 from protocols.assembly cimport Assembly
-from protocols.exchange cimport Exchange, Rpc
+from protocols.exchange cimport Exchange, MqttPacket, Rpc, ThriftCall
 from proxy.cells cimport Counter, Histogram
 from proxy.verdicts cimport decide
 
@@ -28,6 +29,9 @@ cdef enum:
     RING = 512            # exchanges remembered for /exchanges, about 1 KB each
     MAX_OUTCOMES = 4096   # kinds of outcome whose cells are kept at hand
     LAST_GRPC_STATUS = 16 # UNAUTHENTICATED
+    # Numbers that a peer chooses freely are told apart up to here; those above are one kind of outcome.
+    LAST_THRIFT_TYPE = 62
+    LAST_THRIFT_FIELD = 64
 
 cdef object _ok = OK
 cdef bytes _OK_JSON = msgspec.json.encode(OK)
@@ -90,6 +94,11 @@ cdef class Telemetry:
         cdef Outcome outcome
         if exchange.rpc is not None:
             kind |= <long long>_rpc_status(exchange.rpc) << 24
+        elif exchange.mqtt is not None:
+            # With the method, the name of the reason follows from these two.
+            kind |= <long long>(((exchange.mqtt.reason + 1) & 0x1FF) | (exchange.mqtt.version & 7) << 9) << 24
+        elif exchange.thrift is not None:
+            kind |= <long long>_thrift_outcome(exchange.thrift) << 24
         key = (kind, exchange.method, verdict.domain, verdict.cause)
         outcome = self.outcomes.get(key)
         if outcome is not None:
@@ -145,6 +154,10 @@ cdef class Telemetry:
             _number(out, b',"stream":', exchange.stream)
         if exchange.rpc is not None:
             _rpc(out, exchange.rpc, exchange.started)
+        elif exchange.mqtt is not None:
+            _mqtt(out, exchange.mqtt, exchange)
+        elif exchange.thrift is not None:
+            _thrift(out, exchange.thrift)
         if verdict is None:
             _text(out, b',"in_flight":true')
         _text(out, b',"tls":null,"tcp":')
@@ -192,10 +205,30 @@ cdef int _rpc_status(Rpc rpc) noexcept:
     return min(max(rpc.status, -1), LAST_GRPC_STATUS + 1) + 1
 
 
+cdef int _thrift_outcome(ThriftCall call) noexcept:
+    """A number for each ``code`` label: types of TApplicationException, then fields of declared exceptions."""
+    if call.exception_type >= 0:
+        return 1 + min(call.exception_type, LAST_THRIFT_TYPE + 1)
+    if call.exception_field:
+        return LAST_THRIFT_TYPE + 3 + (call.exception_field if _field_is_told_apart(call) else 0)
+    return 0
+
+
+cdef inline bint _field_is_told_apart(ThriftCall call) noexcept:
+    return 0 < call.exception_field <= LAST_THRIFT_FIELD
+
+
 cdef str _code(Exchange exchange):
-    """The label ``code``. A status that gRPC does not define is ``_other``: a server may send any number."""
+    """The label ``code``. What the protocol does not define is ``_other``: a peer may send any number."""
+    cdef str code = exchange.code or ""
+    if exchange.thrift is not None:
+        # A type without a name is told by its number.
+        unnamed = exchange.thrift.exception_type < 0 and not _field_is_told_apart(exchange.thrift)
+        return OTHER if code and (unnamed or code.lstrip("-").isdigit()) else code
+    if exchange.mqtt is not None:
+        return OTHER if code.startswith("0x") else code
     if exchange.rpc is None:
-        return str(exchange.status) if exchange.status else (exchange.code or "")
+        return str(exchange.status) if exchange.status else code
     if exchange.rpc.status < 0:
         return ""
     return OTHER if exchange.rpc.status > LAST_GRPC_STATUS else (exchange.code or "")
@@ -216,8 +249,71 @@ cdef int _rpc(Assembly out, Rpc rpc, double started) except -1:
     return _text(out, b',"web":true}' if rpc.web else b',"web":false}')
 
 
+cdef int _thrift(Assembly out, ThriftCall call) except -1:
+    _text(out, b',"thrift":{"transport":"')
+    _ascii_text(out, call.transport)
+    _text(out, b'","encoding":"')
+    _ascii_text(out, call.encoding)
+    _text(out, b'","oneway":true' if call.oneway else b'","oneway":false')
+    _signed(out, b',"sequence":', call.sequence)
+    if call.exception_type >= 0:
+        _number(out, b',"exception_type":', call.exception_type)
+    else:
+        _text(out, b',"exception_type":null')
+    if call.exception_field:
+        _signed(out, b',"exception_field":', call.exception_field)
+    else:
+        _text(out, b',"exception_field":null')
+    _string(out, b',"message":', call.message)
+    return out.add(b"}", 1)
+
+
+cdef int _mqtt(Assembly out, MqttPacket packet, Exchange exchange) except -1:
+    """What every packet has, and then what only some have: most are PUBLISH, and there are many of them."""
+    cdef const char* method = NULL if exchange.method is None else PyBytes_AS_STRING(exchange.method)
+    _number(out, b',"mqtt":{"version":', packet.version)
+    _string(out, b',"client_id":', packet.client_id)
+    _text(out, b',"sender":"server"' if exchange.by_upstream else b',"sender":"client"')
+    if packet.packet_id:
+        _number(out, b',"packet_id":', packet.packet_id)
+    if method != NULL and strcmp(method, b"PUBLISH") == 0:
+        _number(out, b',"qos":', packet.qos)
+        _text(out, b',"retain":true' if packet.retain else b',"retain":false')
+        _text(out, b',"duplicate":true' if packet.duplicate else b',"duplicate":false')
+    if packet.reason >= 0:
+        _number(out, b',"reason":', packet.reason)
+    if packet.reason_string is not None:
+        _string(out, b',"reason_string":', packet.reason_string)
+    if packet.keep_alive >= 0:
+        _number(out, b',"keep_alive_seconds":', packet.keep_alive)
+    if packet.silence >= 0:
+        _duration(out, b',"silence_ms":', packet.silence)
+    if method != NULL and strcmp(method, b"CONNECT") == 0:
+        _text(out, b',"clean_start":true' if packet.clean_start else b',"clean_start":false')
+        _text(out, b',"session_present":null' if packet.session_present < 0 else (
+            b',"session_present":true' if packet.session_present else b',"session_present":false'
+        ))
+        _string(out, b',"will_topic":', packet.will_topic)
+    elif packet.will_topic is not None:
+        _string(out, b',"will_topic":', packet.will_topic)
+    if packet.filters:
+        _number(out, b',"filters":', packet.filters)
+        _number(out, b',"filters_refused":', packet.filters_refused)
+    return out.add(b"}", 1)
+
+
 cdef inline int _text(Assembly out, const char* text) except -1:
     return out.add(text, strlen(text))
+
+
+cdef inline int _ascii_text(Assembly out, str text) except -1:
+    """One of the engines' own words."""
+    cdef Py_ssize_t length
+    cdef const char* utf_8
+    if text is None:
+        return 0
+    utf_8 = PyUnicode_AsUTF8AndSize(text, &length)
+    return out.add(utf_8, length)
 
 
 cdef inline int _bytes(Assembly out, bytes text) except -1:
@@ -237,6 +333,14 @@ cdef int _digits(Assembly out, unsigned long long value, int least) except -1:
 
 cdef int _number(Assembly out, const char* key, unsigned long long value) except -1:
     _text(out, key)
+    return _digits(out, value, 1)
+
+
+cdef int _signed(Assembly out, const char* key, long long value) except -1:
+    _text(out, key)
+    if value < 0:
+        out.add(b"-", 1)
+        return _digits(out, -<unsigned long long>value, 1)
     return _digits(out, value, 1)
 
 

@@ -11,8 +11,8 @@ import os
 
 from protocols.exchange cimport (
     COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, DOWNSTREAM_RST, DOWNSTREAM_RST_STREAM, DRAINED, End,
-    Exchange, GRPC, HEAD_TIMEOUT, HTTP_2, INTERNAL, LOOP, OVERLOAD, UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN,
-    UPSTREAM_GOAWAY, UPSTREAM_RST, UPSTREAM_RST_STREAM,
+    Exchange, HEAD_TIMEOUT, HTTP_2, INTERNAL, KEEPALIVE_MISSED, LOOP, MQTT, MqttPacket, OVERLOAD, THRIFT, UNREADABLE,
+    UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_GOAWAY, UPSTREAM_RST, UPSTREAM_RST_STREAM, WEBSOCKET,
 )
 
 from protocols.http2_codes import ErrorCode, error_name
@@ -54,7 +54,19 @@ cdef double SERVER_DEADLINE = 0.9
 cdef double CLIENT_DEADLINE = 0.98
 cdef enum:
     DEADLINE_EXCEEDED = 4  # grpc-status
-    MESSAGE_MAX = 200      # characters of a grpc-message in a sentence
+    MESSAGE_MAX = 200      # characters that a peer said, in a sentence
+    KEEP_ALIVE_TIMEOUT = 0x8D  # reason codes of MQTT 5.0, section 2.4
+    SESSION_TAKEN_OVER = 0x8E
+# Reason codes of a DISCONNECT that blame what the other side sent; that it says so proves only that it gave up.
+_MQTT_COMPLAINTS = frozenset((0x81, 0x82, 0x90, 0x93, 0x94, 0x95, 0x96, 0x99))
+# What a reason code of the server's DISCONNECT says beyond its name.
+_MQTT_MEANS = {
+    SESSION_TAKEN_OVER: "another connection took the client id over",
+    0x8B: "it is being shut down",
+    0x9C: "the client should use another server for now",
+    0x9D: "the client should use another server from now on",
+}
+_MQTT_VERSIONS = {3: "mqttv31", 4: "mqttv311", 5: "mqttv5"}
 _UNREACHABLE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETDOWN))
 
 
@@ -68,9 +80,11 @@ def dial_answer(int error, str server):
 cdef object _phase(Exchange exchange):
     if exchange.end == DIAL_FAILED:
         return Phase.CONNECT
+    if _is_session(exchange):
+        return Phase.IDLE
     if exchange.first_byte >= 0:
         return Phase.RESPONSE
-    if exchange.request_complete or exchange.protocol > GRPC:
+    if exchange.request_complete or exchange.protocol >= WEBSOCKET:
         return Phase.WAIT
     return Phase.REQUEST
 
@@ -84,7 +98,10 @@ cdef str _progress(Exchange exchange):
 
 
 cpdef object decide(Exchange exchange, str server):
-    if exchange.end == COMPLETE and exchange.status < 400 and (exchange.rpc is None or exchange.rpc.status == 0):
+    if (
+        exchange.end == COMPLETE and exchange.status < 400 and not exchange.failed
+        and (exchange.rpc is None or exchange.rpc.status == 0)
+    ):
         return _ok
     return _blame(exchange, server)
 
@@ -103,6 +120,12 @@ def _blame(Exchange exchange, str server):
         name = errno.errorcode.get(exchange.error, str(exchange.error))
         return Evidence(Source.ERRNO, "connect" if exchange.end == DIAL_FAILED else "socket", name, at_ms)
 
+    if exchange.end == KEEPALIVE_MISSED:
+        return _blame_silence(exchange, server)
+    if exchange.end == COMPLETE and exchange.failed:
+        if exchange.mqtt is not None:
+            return _blame_mqtt(exchange, server, phase)
+        return _blame_thrift(exchange, server, phase)
     if exchange.end == COMPLETE and exchange.status < 400:
         return _blame_grpc(exchange, server, phase)
     if exchange.end == COMPLETE:
@@ -131,20 +154,27 @@ def _blame(Exchange exchange, str server):
         fault = exchange.fault or "something else that downstream sent on this connection was refused"
         return Verdict(
             Domain.CLIENT, Cause.PROTOCOL_ERROR, Origin.DOWNSTREAM, Phase.REQUEST, 1.0,
-            f"The request breaks its protocol's framing: {fault}.", None, (wire("fault", fault),),
+            f"{_sent_downstream(exchange)} breaks its protocol's framing: {fault}.", None, (wire("fault", fault),),
         )
     if exchange.end == UPSTREAM_FAULT:
         fault = exchange.fault or "an earlier response on this connection was refused"
         return Verdict(
             Domain.APPLICATION, Cause.PROTOCOL_ERROR, Origin.UPSTREAM, Phase.RESPONSE, 1.0,
-            f"The response of {server} breaks its protocol's framing: {fault}.", None, (wire("fault", fault),),
+            f"{_sent_upstream(exchange, server)} breaks its protocol's framing: {fault}.", None,
+            (wire("fault", fault),),
         )
     if exchange.end == DOWNSTREAM_FIN or exchange.end == DOWNSTREAM_RST:
         how, confidence = ("closed", 0.8) if exchange.end == DOWNSTREAM_FIN else ("reset", 0.9)
         evidence = wire("downstream_fin", 1) if exchange.end == DOWNSTREAM_FIN else refused_by_os()
+        if _is_session(exchange):
+            return Verdict(
+                Domain.CLIENT, Cause.CANCELED, Origin.DOWNSTREAM, phase, confidence,
+                f"The client {how} the connection without DISCONNECT, {at_ms:.1f} ms after its session's last packet"
+                f"{_will(exchange.mqtt)}.", None, (evidence,),
+            )
         return Verdict(
             Domain.CLIENT, Cause.CANCELED, Origin.DOWNSTREAM, phase, confidence,
-            f"Downstream {how} the connection{_said_goodbye(exchange)} before the answer was complete, {progress}.",
+            f"Downstream {how} the connection{_said_goodbye(exchange)} {_before(exchange)}, {progress}.",
             None, (evidence, *_goaway(exchange, at_ms)),
         )
     if exchange.end in (DOWNSTREAM_RST_STREAM, UPSTREAM_RST_STREAM, UPSTREAM_GOAWAY):
@@ -156,8 +186,17 @@ def _blame(Exchange exchange, str server):
             f"{server} ended the connection{_said_goodbye(exchange)}, {progress}.", sockets,
             (*_goaway(exchange, at_ms), wire("upstream_fin", 1) if exchange.end == UPSTREAM_FIN else refused_by_os()),
         )
+    if exchange.end == UPSTREAM_FIN and _is_session(exchange):
+        only_way = "" if exchange.mqtt.version >= 5 else ", which before version 5 is its only way to end a session"
+        return Verdict(
+            Domain.APPLICATION, Cause.CLOSED_EARLY, Origin.UPSTREAM, phase, 0.9,
+            f"{server} closed the connection without DISCONNECT, {at_ms:.1f} ms after the session's last packet"
+            f"{only_way}.", sockets, (wire("upstream_fin", 1),),
+        )
     if exchange.end == UPSTREAM_FIN:
         where = "in the middle of the response" if exchange.first_byte >= 0 else "before answering"
+        if exchange.by_upstream or not exchange.request_complete and exchange.protocol in (THRIFT, MQTT):
+            where = _before(exchange)
         return Verdict(
             Domain.APPLICATION, Cause.CLOSED_EARLY, Origin.UPSTREAM, phase, 0.9,
             f"{server} closed the connection {where}{_said_goodbye(exchange)}, {progress}.", sockets,
@@ -193,6 +232,11 @@ def _blame(Exchange exchange, str server):
             "ARCA carries limits.max_connections already: the connection was reset.",
             "curl -s http://127.0.0.1:15000/stats",
         )
+    if exchange.end == DRAINED and _is_session(exchange):
+        return Verdict(
+            Domain.PROXY, Cause.LIMIT, Origin.PROXY, phase, 1.0,
+            f"ARCA was told to stop and ended the session, {at_ms:.1f} ms after its last packet.",
+        )
     if exchange.end == DRAINED:
         return Verdict(
             Domain.PROXY, Cause.LIMIT, Origin.PROXY, phase, 1.0,
@@ -210,6 +254,128 @@ def _blame(Exchange exchange, str server):
     )
 
 
+def _blame_thrift(Exchange exchange, str server, object phase):
+    """The reply came to its end and is an exception: of Thrift itself, or one that the method declares."""
+    cdef double at_ms = round((exchange.ended - exchange.started) * 1000, 3)
+    said = _quoted(exchange.thrift.message)
+    evidence = [Evidence(Source.WIRE, "thrift_exception", exchange.code or "", at_ms)]
+    if exchange.thrift.exception_type >= 0:
+        what = f"{exchange.code} ({exchange.thrift.exception_type})"
+        evidence.append(Evidence(Source.WIRE, "thrift_exception_type", exchange.thrift.exception_type, at_ms))
+    else:
+        what = f"the exception that its result declares as field {exchange.thrift.exception_field}"
+        evidence.append(Evidence(Source.WIRE, "thrift_exception_field", exchange.thrift.exception_field, at_ms))
+    return Verdict(
+        Domain.APPLICATION, Cause.THRIFT_EXCEPTION, Origin.UPSTREAM, phase, 1.0,
+        f"{server} itself answered {what} after {at_ms:.1f} ms{said}.", _request_check(exchange, server),
+        tuple(evidence),
+    )
+
+
+def _blame_mqtt(Exchange exchange, str server, object phase):
+    """A packet said no by its reason code: an answer, or the DISCONNECT that ends a session."""
+    cdef MqttPacket packet = exchange.mqtt
+    cdef double at_ms = round((exchange.ended - exchange.started) * 1000, 3)
+    check = _request_check(exchange, server)
+    code = f"{exchange.code} (0x{packet.reason & 0xFF:02x})"
+    said = _quoted(packet.reason_string)
+    method = _method(exchange)
+    evidence = (
+        Evidence(Source.WIRE, "mqtt_reason", exchange.code or "", at_ms),
+        Evidence(Source.WIRE, "mqtt_reason_number", packet.reason, at_ms),
+    )
+    if method == "DISCONNECT" and exchange.by_upstream:
+        if packet.reason == KEEP_ALIVE_TIMEOUT:
+            # It knows when it heard the client last; whether the path lost what the client said it does not.
+            return Verdict(
+                Domain.CLIENT, Cause.KEEPALIVE_MISSED, Origin.DOWNSTREAM, Phase.IDLE, 0.8,
+                f"{server} ended the session with {code}: it heard nothing from the client for too long{said}.",
+                _sockets_of(server), evidence,
+            )
+        complains = packet.reason in _MQTT_COMPLAINTS
+        means = "it complains of what the client sent; whether rightly was not seen" if complains else (
+            _MQTT_MEANS.get(packet.reason)
+        )
+        return Verdict(
+            Domain.APPLICATION, Cause.MQTT_REFUSED, Origin.UPSTREAM, Phase.IDLE, 0.7 if complains else 1.0,
+            f"{server} ended the session with {code}{': ' + means if means else ''}{said}.", check, evidence,
+        )
+    if method == "DISCONNECT":
+        complains = packet.reason in _MQTT_COMPLAINTS
+        means = ": it complains of what the server sent; whether rightly was not seen" if complains else ""
+        return Verdict(
+            Domain.CLIENT, Cause.CANCELED, Origin.DOWNSTREAM, Phase.IDLE, 0.7 if complains else 1.0,
+            f"The client ended the session with {code}{means}{said}.", check if complains else None, evidence,
+        )
+    if exchange.by_upstream:
+        return Verdict(
+            Domain.CLIENT, Cause.MQTT_REFUSED, Origin.DOWNSTREAM, phase, 1.0,
+            f"The client itself answered the {method} of {server} with {code} after {at_ms:.1f} ms{said}.", check,
+            evidence,
+        )
+    refused = f", for {packet.filters_refused} of {packet.filters} filters" if packet.filters else ""
+    return Verdict(
+        Domain.APPLICATION, Cause.MQTT_REFUSED, Origin.UPSTREAM, phase, 1.0,
+        f"{server} itself answered {method} with {code} after {at_ms:.1f} ms{refused}{said}.", check, evidence,
+    )
+
+
+def _blame_silence(Exchange exchange, str server):
+    """A client must send something within its keep-alive, and is given half as much again (MQTT 5.0, 3.1.2.10)."""
+    cdef double at_ms = round((exchange.ended - exchange.started) * 1000, 3)
+    cdef int keep_alive = exchange.mqtt.keep_alive
+    cdef double silence = round(exchange.mqtt.silence, 3)
+    return Verdict(
+        # What did not come may have been lost on its way here: that it was not sent is not seen.
+        Domain.CLIENT, Cause.KEEPALIVE_MISSED, Origin.DOWNSTREAM, Phase.IDLE, 0.8,
+        f"The client sent nothing for {silence:.1f} s, and had promised a packet every {keep_alive} s (keep-alive; "
+        f"one and a half times that is {1.5 * keep_alive:.1f} s){_will(exchange.mqtt)}.",
+        _sockets_of(server),
+        (
+            Evidence(Source.WIRE, "keep_alive", keep_alive, at_ms), Evidence(Source.WIRE, "silence", silence, at_ms),
+        ),
+    )
+
+
+cdef bint _is_session(Exchange exchange):
+    """Whether it stands for an MQTT session that ended without DISCONNECT: nobody sent a packet."""
+    return exchange.mqtt is not None and exchange.end != COMPLETE and exchange.method == b"DISCONNECT"
+
+
+cdef str _will(MqttPacket packet):
+    if packet.will_topic is None:
+        return ""
+    return f", and its will is due{_quoted(packet.will_topic)}"
+
+
+cdef str _method(Exchange exchange):
+    """The type of an MQTT packet; the engine knows no others."""
+    return "packet" if exchange.method is None else exchange.method.decode("ascii", "replace")
+
+
+cdef str _before(Exchange exchange):
+    """What was still to come when the connection ended, of whichever side it was."""
+    if exchange.mqtt is None:
+        if exchange.thrift is not None and not exchange.request_complete:
+            return "in the middle of the call"
+        return "before the answer was complete"
+    method = _method(exchange)
+    whose = "the server's" if exchange.by_upstream else "the client's"
+    if not exchange.request_complete:
+        return f"in the middle of {whose} {method}"
+    if exchange.by_upstream:
+        return f"before the client had answered the server's {method}"
+    return f"before {whose} {method} was answered"
+
+
+cdef str _sent_downstream(Exchange exchange):
+    return "What the client sent" if exchange.protocol == MQTT else "The request"
+
+
+cdef str _sent_upstream(Exchange exchange, str server):
+    return f"What {server} sent" if exchange.protocol == MQTT else f"The response of {server}"
+
+
 def _blame_grpc(Exchange exchange, str server, object phase):
     """The response came to its end, HTTP finds nothing wrong with it, and gRPC does."""
     at_ms = round((exchange.ended - exchange.started) * 1000, 3)
@@ -223,7 +389,7 @@ def _blame_grpc(Exchange exchange, str server, object phase):
                 Evidence(Source.WIRE, "fault", fault, at_ms), Evidence(Source.WIRE, "status", exchange.status, at_ms),
             ),
         )
-    said = _said(exchange)
+    said = _quoted(exchange.rpc.message)
     answered = f"{server} itself answered {_status_name(exchange)} ({exchange.rpc.status}) after {at_ms:.1f} ms{said}"
     if exchange.rpc.status == DEADLINE_EXCEEDED and _deadline_passed(exchange, SERVER_DEADLINE):
         return Verdict(
@@ -322,16 +488,23 @@ cdef tuple _grpc_status(Exchange exchange, double at_ms):
     )
 
 
-cdef str _said(Exchange exchange):
-    """The server's own words, short and on one line; the exchange log has them whole."""
-    if not exchange.rpc.message:
+cdef str _quoted(bytes words):
+    """A peer's own words, short and on one line; the exchange log has them whole."""
+    if not words:
         return ""
-    text = "".join(c if c.isprintable() else " " for c in exchange.rpc.message.decode("utf-8", "replace"))
+    text = "".join(c if c.isprintable() else " " for c in words.decode("utf-8", "replace"))
     return f': "{text if len(text) <= MESSAGE_MAX else text[:MESSAGE_MAX - 3] + "..."}"'
 
 
 cdef str _request_check(Exchange exchange, str server):
-    """The same request, from a shell."""
+    """The same request, from a shell; of MQTT and Thrift what changes nothing: a subscription, a connection."""
+    if exchange.mqtt is not None:
+        host, port = _host_and_port(server)
+        version = _MQTT_VERSIONS.get(exchange.mqtt.version, "mqttv5")
+        return f"mosquitto_sub -d -h {host} -p {port} -V {version} -t '{_topic(exchange)}' -W 5"
+    if exchange.thrift is not None:
+        host, port = _host_and_port(server)
+        return f"nc -zv -w 5 {host} {port}; ss -tni 'dst {server}'"
     if exchange.rpc is not None and exchange.rpc.web:
         kind = "-X POST -H 'content-type: application/grpc-web+proto' --data-binary ''"
         return f"curl -sv -o /dev/null {kind} http://{server}{_path(exchange)}"
@@ -349,9 +522,27 @@ cdef str _path(Exchange exchange):
     return path if all(c.isalnum() or c in "/-._~" for c in path) else "/"
 
 
-cdef str _dial_check(object cause, str server):
+cdef str _topic(Exchange exchange):
+    """A topic to subscribe to, for single quotes in a shell: one with anything unusual in it is left out."""
+    if exchange.target is None:
+        return "#"
+    topic = exchange.target.decode("ascii", "replace")
+    return topic if topic and all(c.isalnum() or c in "/-._~+#$: " for c in topic) and topic.isascii() else "#"
+
+
+cdef str _sockets_of(str server):
+    """Both ends of the connections to the server's port, with their timers."""
+    _, port = _host_and_port(server)
+    return f"ss -tnio '( sport = :{port} or dport = :{port} )'"
+
+
+cdef tuple _host_and_port(str server):
     host, _, port = server.rpartition(":")
-    host = host.strip("[]")
+    return host.strip("[]"), port
+
+
+cdef str _dial_check(object cause, str server):
+    host, port = _host_and_port(server)
     if cause is Cause.CONNECT_REFUSED:
         return f"ss -ltn 'sport = :{port}'   # on {host}"
     if cause is Cause.UNREACHABLE:

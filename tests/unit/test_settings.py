@@ -87,6 +87,10 @@ def test_forwards_beside_an_explicit_listen_keep_it() -> None:
         ("strict = 1", "arca: FILE: strict: 1 is wrong: true or false"),
         ('log_level = "loud"', 'arca: FILE: log_level: "loud" is wrong: one of debug, error, info, warning'),
         (
+            "[limits]\nthrift_frame_bytes = 1023",
+            "arca: FILE: limits.thrift_frame_bytes: 1023 is wrong: an integer from 1024 to 1073741823",
+        ),
+        (
             "[limits]\nmax_connections = 0",
             "arca: FILE: limits.max_connections: 0 is wrong: an integer from 1 to",
         ),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.exchange import End, Exchange, Protocol, Rpc
+from protocols.exchange import End, Exchange, MqttPacket, Protocol, Rpc, ThriftCall
 from proxy.metrics import METHODS_MAX, Cells
 from proxy.telemetry import Connection, Telemetry
 
@@ -47,6 +47,30 @@ def a_call(**fields: object) -> Exchange:
     return an_exchange(**{
         "protocol": Protocol.GRPC, "method": b"a.Service/Do", "target": b"/a.Service/Do", "stream": 7,
         "code": "OK", "rpc": rpc,
+    } | fields)  # fmt: skip
+
+
+def a_thrift_call(**fields: object) -> Exchange:
+    """``thrift_*`` are the fields of its details."""
+    call = ThriftCall()
+    call.transport, call.encoding, call.sequence = "framed", "compact", 7
+    for name in [name for name in fields if name.startswith("thrift_")]:
+        setattr(call, name.removeprefix("thrift_"), fields.pop(name))
+    return an_exchange(**{
+        "protocol": Protocol.THRIFT, "method": b"Calculator:add", "target": None, "authority": None,
+        "status": 0, "thrift": call,
+    } | fields)  # fmt: skip
+
+
+def a_packet(method: bytes, **fields: object) -> Exchange:
+    """``mqtt_*`` are the fields of its details."""
+    packet = MqttPacket()
+    packet.version, packet.client_id = 5, b"kitchen"
+    for name in [name for name in fields if name.startswith("mqtt_")]:
+        setattr(packet, name.removeprefix("mqtt_"), fields.pop(name))
+    return an_exchange(**{
+        "protocol": Protocol.MQTT, "method": method, "target": None, "authority": None, "status": 0,
+        "mqtt": packet,
     } | fields)  # fmt: skip
 
 
@@ -91,6 +115,81 @@ def test_what_a_grpc_call_did_not_say_is_null() -> None:
     assert isinstance(line["grpc"], dict)
     assert [line["grpc"][key] for key in ("message", "timeout_ms", "first_message_ms")] == [None] * 3
     assert (line["grpc"]["web"], line["grpc"]["compressed"]) == (True, True)
+
+
+def test_a_thrift_call_says_more_before_the_facts_of_its_connection() -> None:
+    line = line_of(a_thrift_call())
+    at = KEYS.index("tls")
+    assert list(line) == [*KEYS[:at], "thrift", *KEYS[at:]]
+    assert (line["protocol"], line["method"], line["code"]) == ("thrift", "Calculator:add", None)
+    assert list(line["thrift"].items()) == [  # type: ignore[attr-defined]
+        ("transport", "framed"), ("encoding", "compact"), ("oneway", False), ("sequence", 7),
+        ("exception_type", None), ("exception_field", None), ("message", None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("sequence", [0, -1, -(2**31), 2**31 - 1])
+def test_a_thrift_exception_is_told_with_its_type_and_words(sequence: int) -> None:
+    line = line_of(
+        a_thrift_call(
+            code="UNKNOWN", failed=True, thrift_exception_type=0, thrift_message=b"no\x1b",
+            thrift_oneway=True, thrift_sequence=sequence,
+        )
+    )  # fmt: skip
+    assert line["code"] == "UNKNOWN"
+    said = line["thrift"]
+    assert isinstance(said, dict)
+    assert (said["exception_type"], said["exception_field"]) == (0, None)
+    assert (said["message"], said["sequence"], said["oneway"]) == ("no\x1b", sequence, True)
+    declared = line_of(a_thrift_call(code="exception_2", failed=True, thrift_exception_field=2))["thrift"]
+    assert isinstance(declared, dict)
+    assert (declared["exception_type"], declared["exception_field"]) == (None, 2)
+
+
+MQTT_LINES: list[tuple[Exchange, dict[str, object]]] = [
+    (
+        a_packet(b"PUBLISH", by_upstream=True, mqtt_client_id=None),
+        {"client_id": None, "sender": "server", "qos": 0, "retain": False, "duplicate": False},
+    ),
+    (
+        a_packet(
+            b"PUBLISH", mqtt_packet_id=9, mqtt_qos=2, mqtt_retain=True, mqtt_duplicate=True, mqtt_reason=0x97,
+            mqtt_reason_string=b"full",
+        ),
+        {"packet_id": 9, "qos": 2, "retain": True, "duplicate": True, "reason": 151, "reason_string": "full"},
+    ),
+    (
+        a_packet(b"CONNECT", mqtt_keep_alive=60, mqtt_clean_start=True),
+        {"keep_alive_seconds": 60, "clean_start": True, "session_present": None, "will_topic": None},
+    ),
+    (
+        a_packet(
+            b"CONNECT", mqtt_keep_alive=0, mqtt_session_present=1, mqtt_will_topic=b"gone", mqtt_reason=0
+        ),
+        {
+            "reason": 0, "keep_alive_seconds": 0, "clean_start": False, "session_present": True,
+            "will_topic": "gone",
+        },
+    ),
+    (
+        a_packet(b"SUBSCRIBE", mqtt_packet_id=1, mqtt_filters=3, mqtt_filters_refused=1, mqtt_reason=128),
+        {"packet_id": 1, "reason": 128, "filters": 3, "filters_refused": 1},
+    ),
+    (
+        a_packet(b"PINGREQ", mqtt_keep_alive=60, mqtt_silence=90.25, end=End.KEEPALIVE_MISSED),
+        {"keep_alive_seconds": 60, "silence_ms": 90250.0},
+    ),
+    (a_packet(b"DISCONNECT", mqtt_will_topic=b"gone"), {"will_topic": "gone"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("packet", "says"), MQTT_LINES)
+def test_a_packet_of_mqtt_says_what_its_type_has(packet: Exchange, says: dict[str, object]) -> None:
+    line = line_of(packet)
+    at = KEYS.index("tls")
+    assert list(line) == [*KEYS[:at], "mqtt", *KEYS[at:]]
+    common: dict[str, object] = {"version": 5, "client_id": "kitchen", "sender": "client"}
+    assert list(line["mqtt"].items()) == list((common | says).items())  # type: ignore[attr-defined]
 
 
 def test_http_2_without_grpc_has_its_stream_and_no_more() -> None:
@@ -264,6 +363,66 @@ def test_grpc_statuses_that_nobody_defined_do_not_grow_the_counters() -> None:
         telemetry.record(a_call(rpc_status=status, code=str(status)), CONNECTION, None)
     found = {labels[3]: value for number, labels, value in cells.changes() if number == 0}
     assert found == {"_other": 1000}
+
+
+def counted_codes(exchanges: list[Exchange]) -> dict[tuple[str, ...], object]:
+    """``arca_requests_total`` by method, code, domain and cause."""
+    cells = Cells()
+    telemetry = Telemetry(cells, None)
+    for exchange in exchanges:
+        telemetry.record(exchange, CONNECTION, None)
+    return {labels[2:]: value for number, labels, value in cells.changes() if number == 0}
+
+
+def test_thrift_calls_are_counted_by_method_and_exception() -> None:
+    assert counted_codes([
+        a_thrift_call(),
+        a_thrift_call(),
+        a_thrift_call(code="UNKNOWN", failed=True, thrift_exception_type=0),
+        a_thrift_call(code="INTERNAL_ERROR", failed=True, thrift_exception_type=6),
+        a_thrift_call(code="exception_1", failed=True, thrift_exception_field=1),
+        a_thrift_call(code="exception_64", failed=True, thrift_exception_field=64),
+    ]) == {
+        ("Calculator:add", "", "ok", ""): 2,
+        ("Calculator:add", "UNKNOWN", "application", "thrift_exception"): 1,
+        ("Calculator:add", "INTERNAL_ERROR", "application", "thrift_exception"): 1,
+        ("Calculator:add", "exception_1", "application", "thrift_exception"): 1,
+        ("Calculator:add", "exception_64", "application", "thrift_exception"): 1,
+    }  # fmt: skip
+
+
+def test_exceptions_that_nobody_defined_do_not_grow_the_counters() -> None:
+    found = counted_codes(
+        [
+            a_thrift_call(code=str(kind), failed=True, thrift_exception_type=kind)
+            for kind in [11, 12, 61, 62, 63, 64, 2**31 - 1]
+        ]
+        + [
+            a_thrift_call(code=f"exception_{field}", failed=True, thrift_exception_field=field)
+            for field in [65, 66, 2**15 - 1, -1, -(2**15)]
+        ]
+    )
+    assert {labels[1]: value for labels, value in found.items()} == {"_other": 12}
+
+
+def test_packets_are_counted_by_type_and_the_name_of_their_reason() -> None:
+    found = counted_codes([
+        a_packet(b"PUBLISH"),
+        a_packet(b"PUBLISH", code="Success", mqtt_reason=0),
+        a_packet(b"PUBLISH", code="Not authorized", failed=True, mqtt_reason=0x87),
+        a_packet(b"CONNECT", code="Not authorized", failed=True, mqtt_reason=5, mqtt_version=4),
+        a_packet(b"CONNECT", code="0x05", failed=True, mqtt_reason=5, mqtt_version=5),
+        a_packet(b"PUBLISH", code="0x9f", failed=True, mqtt_reason=0x9F),
+        a_packet(b"PUBLISH", code="0xff", failed=True, mqtt_reason=0xFF),
+    ])  # fmt: skip
+    assert found == {
+        ("PUBLISH", "", "ok", ""): 1,
+        ("PUBLISH", "Success", "ok", ""): 1,
+        ("PUBLISH", "Not authorized", "application", "mqtt_refused"): 1,
+        ("CONNECT", "Not authorized", "application", "mqtt_refused"): 1,
+        ("CONNECT", "_other", "application", "mqtt_refused"): 1,
+        ("PUBLISH", "_other", "application", "mqtt_refused"): 2,
+    }
 
 
 def test_the_same_cause_counts_for_whose_it_was() -> None:

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from protocols.exchange import End, Exchange, Protocol, Rpc
+from protocols.exchange import End, Exchange, MqttPacket, Protocol, Rpc, ThriftCall
 from protocols.http2_codes import ErrorCode
 from protocols.verdict import OK, Cause, Domain, Origin, Phase, Source, Verdict
 from proxy.verdicts import decide, dial_answer
@@ -400,7 +400,10 @@ def test_every_verdict_is_whole(end: End, status: int, answered: bool, error: in
     """Of the closed lists, with a sentence that has its figures, and confidence only where there is proof."""
     fault = "bare LF" if end is End.DOWNSTREAM_FAULT else None  # the engine always has one for it
     call = None if grpc is None else rpc(grpc, timeout=0.01)
-    verdict = decided(end, status=status, answered=answered, error=error, fault=fault, rpc=call)
+    made = exchange(end, status=status, answered=answered, error=error, fault=fault, rpc=call)
+    if end is End.KEEPALIVE_MISSED:
+        made.mqtt = packet(keep_alive=60, silence=90.5)
+    verdict = decide(made, SERVER)
     if verdict.domain is Domain.OK:
         assert (end, verdict.cause) == (End.COMPLETE, None)
         return
@@ -454,3 +457,307 @@ def test_a_dial_says_how_long_it_took_and_not_how_long_the_exchange_did() -> Non
     explain = decide(made, SERVER).explain
     assert explain is not None
     assert "3000.0 ms" in explain
+
+
+def thrift_call(**fields: object) -> ThriftCall:
+    call = ThriftCall()
+    call.transport, call.encoding, call.sequence = "framed", "binary", 7
+    for name, value in fields.items():
+        setattr(call, name, value)
+    return call
+
+
+def packet(**fields: object) -> MqttPacket:
+    made = MqttPacket()
+    made.version, made.client_id = 5, b"kitchen"
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+def of_mqtt(end: End, method: bytes, **given: object) -> Verdict:
+    """The verdict on a packet of MQTT with its answer, which took 12.5 ms; ``mqtt_*`` are its details."""
+    details = {name.removeprefix("mqtt_"): given.pop(name) for name in list(given) if name[:5] == "mqtt_"}
+    whole: dict[str, object] = {"protocol": Protocol.MQTT, "target": None}
+    fields = {name: given.pop(name) for name in ("by_upstream", "failed") if name in given}
+    made = exchange(end, **(whole | given))  # type: ignore[arg-type]
+    made.method, made.mqtt = method, packet(**details)
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return decide(made, SERVER)
+
+
+def failed_call(code: str, **details: object) -> Verdict:
+    made = exchange(End.COMPLETE, protocol=Protocol.THRIFT, answered=True, code=code, target=None)
+    made.method, made.failed, made.thrift = b"ping", True, thrift_call(**details)
+    return decide(made, SERVER)
+
+
+def test_an_exception_of_thrift_is_the_applications_with_its_type_and_words() -> None:
+    verdict = failed_call("UNKNOWN_METHOD", exception_type=1, message=b"Unknown function 'x'\n")
+    assert (verdict.domain, verdict.cause, verdict.origin) == (
+        Domain.APPLICATION,
+        Cause.THRIFT_EXCEPTION,
+        Origin.UPSTREAM,
+    )
+    assert (verdict.phase, verdict.confidence) == (Phase.RESPONSE, 1.0)
+    assert facts(verdict) == {"thrift_exception": "UNKNOWN_METHOD", "thrift_exception_type": 1}
+    assert verdict.explain == (
+        "10.0.0.1:80 itself answered UNKNOWN_METHOD (1) after 12.5 ms: \"Unknown function 'x' \"."
+    )
+    assert verdict.check == "nc -zv -w 5 10.0.0.1 80; ss -tni 'dst 10.0.0.1:80'"
+
+
+def test_a_declared_exception_is_told_by_the_field_of_its_result() -> None:
+    verdict = failed_call("exception_3", exception_field=3)
+    assert (verdict.domain, verdict.cause) == (Domain.APPLICATION, Cause.THRIFT_EXCEPTION)
+    assert facts(verdict) == {"thrift_exception": "exception_3", "thrift_exception_field": 3}
+    assert verdict.explain == (
+        "10.0.0.1:80 itself answered the exception that its result declares as field 3 after 12.5 ms."
+    )
+
+
+def test_a_oneway_call_that_passed_is_ok_and_one_that_was_cut_was_cut_in_the_middle() -> None:
+    made = exchange(End.COMPLETE, protocol=Protocol.THRIFT, target=None)
+    made.thrift = thrift_call(oneway=True)
+    assert decide(made, SERVER) is OK
+    made.end, made.request_complete = End.DOWNSTREAM_FIN, False
+    verdict = decide(made, SERVER)
+    assert (verdict.domain, verdict.cause, verdict.phase) == (Domain.CLIENT, Cause.CANCELED, Phase.REQUEST)
+    assert "in the middle of the call" in (verdict.explain or "")
+
+
+@pytest.mark.parametrize("method", [b"CONNECT", b"PUBLISH", b"SUBSCRIBE", b"UNSUBSCRIBE", b"AUTH"])
+def test_a_packet_that_the_server_refuses_is_the_applications(method: bytes) -> None:
+    verdict = of_mqtt(
+        End.COMPLETE, method, failed=True, answered=True, code="Not authorized", mqtt_reason=0x87,
+        mqtt_reason_string=b"no\x00 entry",
+    )  # fmt: skip
+    assert (verdict.domain, verdict.cause, verdict.origin) == (
+        Domain.APPLICATION,
+        Cause.MQTT_REFUSED,
+        Origin.UPSTREAM,
+    )
+    assert (verdict.phase, verdict.confidence) == (Phase.RESPONSE, 1.0)
+    assert facts(verdict) == {"mqtt_reason": "Not authorized", "mqtt_reason_number": 0x87}
+    assert verdict.explain == (
+        f"10.0.0.1:80 itself answered {method.decode()} with Not authorized (0x87) after 12.5 ms: "
+        '"no  entry".'
+    )
+    assert verdict.check == "mosquitto_sub -d -h 10.0.0.1 -p 80 -V mqttv5 -t '#' -W 5"
+
+
+def test_a_subscription_says_how_many_of_its_filters_were_refused() -> None:
+    verdict = of_mqtt(
+        End.COMPLETE, b"SUBSCRIBE", failed=True, answered=True, code="Failure", target=b"a/+/b",
+        mqtt_reason=0x80, mqtt_filters=3, mqtt_filters_refused=2, mqtt_version=4,
+    )  # fmt: skip
+    assert "Failure (0x80) after 12.5 ms, for 2 of 3 filters." in (verdict.explain or "")
+    assert verdict.check == "mosquitto_sub -d -h 10.0.0.1 -p 80 -V mqttv311 -t 'a/+/b' -W 5"
+
+
+def test_a_message_that_the_client_refuses_is_the_clients() -> None:
+    verdict = of_mqtt(
+        End.COMPLETE, b"PUBLISH", failed=True, answered=True, by_upstream=True, code="Quota exceeded",
+        mqtt_reason=0x97,
+    )  # fmt: skip
+    assert (verdict.domain, verdict.cause, verdict.origin) == (
+        Domain.CLIENT,
+        Cause.MQTT_REFUSED,
+        Origin.DOWNSTREAM,
+    )
+    assert verdict.confidence == 1.0
+    assert "The client itself answered the PUBLISH of 10.0.0.1:80 with Quota exceeded" in (
+        verdict.explain or ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "name", "domain", "cause", "confidence", "says"),
+    [
+        (0x8B, "Server shutting down", Domain.APPLICATION, Cause.MQTT_REFUSED, 1.0, "is being shut down"),
+        (0x8E, "Session taken over", Domain.APPLICATION, Cause.MQTT_REFUSED, 1.0, "took the client id over"),
+        (0x97, "Quota exceeded", Domain.APPLICATION, Cause.MQTT_REFUSED, 1.0, "Quota exceeded (0x97)."),
+        (0x82, "Protocol Error", Domain.APPLICATION, Cause.MQTT_REFUSED, 0.7, "whether rightly was not seen"),
+        (0x8D, "Keep Alive timeout", Domain.CLIENT, Cause.KEEPALIVE_MISSED, 0.8, "for too long"),
+    ],
+)
+def test_a_server_that_says_why_it_ends_the_session_is_quoted(
+    reason: int, name: str, domain: Domain, cause: Cause, confidence: float, says: str
+) -> None:
+    verdict = of_mqtt(
+        End.COMPLETE, b"DISCONNECT", failed=True, by_upstream=True, code=name, mqtt_reason=reason
+    )
+    assert (verdict.domain, verdict.cause, verdict.confidence) == (domain, cause, confidence)
+    assert verdict.phase is Phase.IDLE
+    assert facts(verdict) == {"mqtt_reason": name, "mqtt_reason_number": reason}
+    assert says in (verdict.explain or "")
+
+
+@pytest.mark.parametrize(
+    ("reason", "name", "confidence"), [(0x80, "Unspecified error", 1.0), (0x82, "Protocol Error", 0.7)]
+)
+def test_a_client_that_says_why_it_ends_the_session_gave_it_up(
+    reason: int, name: str, confidence: float
+) -> None:
+    verdict = of_mqtt(End.COMPLETE, b"DISCONNECT", failed=True, code=name, mqtt_reason=reason)
+    assert (verdict.domain, verdict.cause, verdict.origin) == (
+        Domain.CLIENT,
+        Cause.CANCELED,
+        Origin.DOWNSTREAM,
+    )
+    assert verdict.confidence == confidence
+    assert name in (verdict.explain or "")
+
+
+def test_a_disconnect_without_an_error_is_ok() -> None:
+    assert of_mqtt(End.COMPLETE, b"DISCONNECT", code="Success", mqtt_reason=0) is OK
+    assert of_mqtt(End.COMPLETE, b"DISCONNECT", code="Disconnect with Will Message", mqtt_reason=4) is OK
+
+
+def test_a_keep_alive_that_was_missed_is_the_clients_with_the_figures() -> None:
+    verdict = of_mqtt(
+        End.KEEPALIVE_MISSED, b"PINGREQ", mqtt_keep_alive=60, mqtt_silence=91.2345, mqtt_will_topic=b"gone/me"
+    )
+    assert (verdict.domain, verdict.cause, verdict.origin) == (
+        Domain.CLIENT,
+        Cause.KEEPALIVE_MISSED,
+        Origin.DOWNSTREAM,
+    )
+    assert verdict.phase is Phase.IDLE
+    assert 0.5 < verdict.confidence < 1
+    assert facts(verdict) == {"keep_alive": 60, "silence": 91.234}
+    assert verdict.explain == (
+        "The client sent nothing for 91.2 s, and had promised a packet every 60 s (keep-alive; one and a "
+        'half times that is 90.0 s), and its will is due: "gone/me".'
+    )
+    assert verdict.check == "ss -tnio '( sport = :80 or dport = :80 )'"
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "domain", "cause", "says"),
+    [
+        (End.DOWNSTREAM_FIN, 0, Domain.CLIENT, Cause.CANCELED, "closed the connection without DISCONNECT"),
+        (End.DOWNSTREAM_RST, errno.ECONNRESET, Domain.CLIENT, Cause.CANCELED, "reset the connection without"),
+        (End.UPSTREAM_FIN, 0, Domain.APPLICATION, Cause.CLOSED_EARLY, "closed the connection without DISC"),
+        (End.UPSTREAM_RST, errno.ECONNRESET, Domain.INFRASTRUCTURE, Cause.RESET, "errno cannot tell"),
+        (End.DRAINED, 0, Domain.PROXY, Cause.LIMIT, "told to stop and ended the session"),
+    ],
+)
+def test_a_session_that_ended_without_a_word(
+    end: End, error: int, domain: Domain, cause: Cause, says: str
+) -> None:
+    verdict = of_mqtt(end, b"DISCONNECT", error=error)
+    assert (verdict.domain, verdict.cause, verdict.phase) == (domain, cause, Phase.IDLE)
+    assert says in (verdict.explain or "")
+    assert "will" not in (verdict.explain or "")
+
+
+def test_a_client_that_went_without_a_word_has_its_will_published() -> None:
+    verdict = of_mqtt(End.DOWNSTREAM_FIN, b"DISCONNECT", mqtt_will_topic=b"gone/\x1bme")
+    assert (verdict.explain or "").endswith(', and its will is due: "gone/ me".')
+
+
+@pytest.mark.parametrize(("version", "says"), [(4, True), (5, False)])
+def test_a_server_without_a_disconnect_of_its_own_is_excused(version: int, says: bool) -> None:
+    explain = of_mqtt(End.UPSTREAM_FIN, b"DISCONNECT", mqtt_version=version).explain or ""
+    assert ("before version 5 is its only way" in explain) is says
+
+
+@pytest.mark.parametrize(
+    ("end", "by_upstream", "asked", "domain", "cause", "says"),
+    [
+        (
+            End.DOWNSTREAM_FIN,
+            False,
+            True,
+            Domain.CLIENT,
+            Cause.CANCELED,
+            "before the client's PUBLISH was",
+        ),
+        (
+            End.DOWNSTREAM_FIN,
+            False,
+            False,
+            Domain.CLIENT,
+            Cause.CANCELED,
+            "middle of the client's",
+        ),
+        (
+            End.DOWNSTREAM_FIN,
+            True,
+            True,
+            Domain.CLIENT,
+            Cause.CANCELED,
+            "client had answered the",
+        ),
+        (
+            End.DOWNSTREAM_RST,
+            True,
+            True,
+            Domain.CLIENT,
+            Cause.CANCELED,
+            "client had answered the",
+        ),
+        (End.UPSTREAM_FIN, False, True, Domain.APPLICATION, Cause.CLOSED_EARLY, "before answering"),
+        (
+            End.UPSTREAM_FIN,
+            False,
+            False,
+            Domain.APPLICATION,
+            Cause.CLOSED_EARLY,
+            "middle of the client's",
+        ),
+        (
+            End.UPSTREAM_FIN,
+            True,
+            True,
+            Domain.APPLICATION,
+            Cause.CLOSED_EARLY,
+            "client had answered",
+        ),
+        (
+            End.UPSTREAM_FIN,
+            True,
+            False,
+            Domain.APPLICATION,
+            Cause.CLOSED_EARLY,
+            "middle of the server's",
+        ),
+    ],
+)
+def test_who_went_away_before_an_answer_went_away(
+    end: End, by_upstream: bool, asked: bool, domain: Domain, cause: Cause, says: str
+) -> None:
+    verdict = of_mqtt(end, b"PUBLISH", by_upstream=by_upstream, asked=asked)
+    assert (verdict.domain, verdict.cause) == (domain, cause)
+    assert says in (verdict.explain or "")
+    assert verdict.phase is (Phase.WAIT if asked else Phase.REQUEST)
+
+
+def test_a_fault_of_mqtt_is_of_what_its_side_sent() -> None:
+    fault = "QoS 3 (0, 1 and 2 are allowed)"
+    client = of_mqtt(End.DOWNSTREAM_FAULT, b"PUBLISH", fault=fault)
+    assert client.explain == f"What the client sent breaks its protocol's framing: {fault}."
+    server = of_mqtt(End.UPSTREAM_FAULT, b"PUBLISH", fault=fault)
+    assert server.explain == f"What 10.0.0.1:80 sent breaks its protocol's framing: {fault}."
+
+
+@pytest.mark.parametrize(
+    ("target", "topic"),
+    [
+        (b"a/b-c_d.e~f:1", "a/b-c_d.e~f:1"),
+        (b"$SYS/#", "$SYS/#"),
+        (b"a'; reboot; '", "#"),
+        (b"$(reboot)", "#"),
+        (b"", "#"),
+        (b"\xff", "#"),
+        ("é".encode(), "#"),
+        (None, "#"),
+    ],
+)
+def test_the_topic_to_check_with_can_be_pasted_into_a_shell(target: bytes | None, topic: str) -> None:
+    verdict = of_mqtt(
+        End.COMPLETE, b"SUBSCRIBE", failed=True, answered=True, code="Failure", target=target, mqtt_reason=128
+    )
+    assert verdict.check == f"mosquitto_sub -d -h 10.0.0.1 -p 80 -V mqttv5 -t '{topic}' -W 5"
