@@ -27,12 +27,22 @@ from rich.console import Console
 
 from tests.bench import rows
 from tests.bench.bodies import measure_bodies
-from tests.bench.load import Bench, measure_http2, measure_load, measure_paced, measure_unary
+from tests.bench.load import (
+    Bench,
+    measure_http2,
+    measure_load,
+    measure_mqtt,
+    measure_paced,
+    measure_thrift,
+    measure_unary,
+)
 from tests.bench.memory import measure_growth, measure_idle
-from tests.bench.peers import HTTP2_PEERS, PEERS, UNARY_PEERS, Peer, TcpRelay
+from tests.bench.mqtt_packets import measure_sessions
+from tests.bench.peers import HTTP2_PEERS, PEERS, UNARY_PEERS, Arca, Peer, TcpRelay
 from tests.bench.processes import NotMeasured
 from tests.bench.report import Row, as_json, print_table
 from tests.bench.rpc import measure_messages
+from tests.bench.stream_peers import EnvoyTcp, EnvoyThrift
 from tests.bench.streams import measure_held, measure_streams
 from tests.bench.turns import Turns, take_turns
 from tests.bench.upstream import upstream
@@ -41,6 +51,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from types import FrameType
 
+    from tests.bench.mqtt_packets import Qos, Version
+    from tests.bench.thrift_calls import Transport
     from tests.bench.turns import Figures
 
 SUBJECTS: dict[str, Peer | None] = {"direct": None, **{peer.name: peer for peer in PEERS}}
@@ -48,8 +60,17 @@ HTTP2_SUBJECTS: dict[str, Peer | None] = {"direct": None, **{peer.name: peer for
 HTTP2_CONNECTIONS = (1, 16)
 UNARY_SUBJECTS: dict[str, Peer | None] = {"direct": None, **{peer.name: peer for peer in UNARY_PEERS}}
 UNARY_AT_ONCE = (1, 16)
+OPAQUE = "arca, opaque"  # the subject that is sent what it does not read
+THRIFT_TRANSPORTS: tuple[Transport, ...] = ("buffered", "framed")
+MQTT_LOADS: tuple[tuple[Version, Qos], ...] = ((4, 0), (4, 1), (5, 0), (5, 1))
+MQTT_SUBJECTS: dict[str, Peer | None] = {
+    "direct": None,
+    "arca": Arca("mqtt"),
+    OPAQUE: Arca("tcp"),
+    "haproxy tcp": TcpRelay(),
+}
 PACED_SUBJECTS = ("direct", "arca", "haproxy")
-NAMES = (*SUBJECTS, "h2", "grpc", "paced", "memory", "bodies", "streams")
+NAMES = (*SUBJECTS, "h2", "grpc", "thrift", "mqtt", "paced", "memory", "bodies", "streams")
 
 progress = Console(stderr=True)
 
@@ -92,6 +113,12 @@ def _measure(bench: Bench, chosen: Collection[str], rounds: int, seconds: float)
     if "grpc" in chosen:
         for at_once in UNARY_AT_ONCE:
             measured += _unary(bench, at_once, rounds, seconds)
+    if "thrift" in chosen:
+        for transport in THRIFT_TRANSPORTS:
+            measured += _thrift(bench, transport, rounds, seconds)
+    if "mqtt" in chosen:
+        for version, qos in MQTT_LOADS:
+            measured += _mqtt(bench, version, qos, rounds, seconds)
     if "paced" in chosen:
         measured += _paced(bench, rounds, seconds)
     if "memory" in chosen:
@@ -100,6 +127,9 @@ def _measure(bench: Bench, chosen: Collection[str], rounds: int, seconds: float)
         )
         measured += _once(
             rows.MEMORY, "many requests", lambda arca: [rows.growth_row(measure_growth(bench, arca))]
+        )
+        measured += _once(
+            rows.MEMORY, "idle MQTT sessions", lambda arca: [rows.sessions_row(measure_sessions(bench, arca))]
         )
     if "bodies" in chosen:
         measured += _once(rows.BODIES, "both ways", lambda arca: rows.body_rows(measure_bodies(bench, arca)))
@@ -155,6 +185,40 @@ def _unary(bench: Bench, at_once: int, rounds: int, seconds: float) -> list[Row]
         _row_of(group, name, taken, partial(rows.unary_row, group, relay=relay))
         for name, taken in turns.items()
     ]
+
+
+def _thrift(bench: Bench, transport: Transport, rounds: int, seconds: float) -> list[Row]:
+    group = rows.thrift_group(transport)
+    subjects: dict[str, Peer | None] = {
+        "direct": None,
+        "arca": Arca("thrift"),
+        OPAQUE: Arca("tcp"),
+        "haproxy tcp": TcpRelay(),
+        "envoy tcp": EnvoyTcp(),
+        "envoy thrift": EnvoyThrift(transport),
+    }
+    turns = take_turns(
+        list(subjects),
+        rounds,
+        lambda name: measure_thrift(bench, subjects[name], transport, name == OPAQUE, seconds),
+        _teller(group),
+    )
+    measured = [_row_of(group, name, taken, partial(rows.load_row, group)) for name, taken in turns.items()]
+    return measured + rows.thrift_rows(
+        group, turns["arca"].rounds, turns[OPAQUE].rounds, turns["envoy thrift"].rounds
+    )
+
+
+def _mqtt(bench: Bench, version: Version, qos: Qos, rounds: int, seconds: float) -> list[Row]:
+    group = rows.mqtt_group(version, qos)
+    turns = take_turns(
+        list(MQTT_SUBJECTS),
+        rounds,
+        lambda name: measure_mqtt(bench, MQTT_SUBJECTS[name], version, qos, name == OPAQUE, seconds),
+        _teller(group),
+    )
+    measured = [_row_of(group, name, taken, partial(rows.load_row, group)) for name, taken in turns.items()]
+    return measured + rows.mqtt_rows(group, qos, turns["arca"].rounds, turns[OPAQUE].rounds)
 
 
 def _paced(bench: Bench, rounds: int, seconds: float) -> list[Row]:

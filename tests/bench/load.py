@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from tests.bench.h2load import run_h2load
 from tests.bench.http2_upstream import http2_servers, require_answers, require_same_http2_work
+from tests.bench.mqtt_packets import Qos, Version, mqtt_server, requires_arrival, run_mqtt
 from tests.bench.paced import PacedReport, run_paced
 from tests.bench.peers import Peer, Standing, standing
 from tests.bench.processes import NotMeasured, cpu_between, cpu_of_tree
 from tests.bench.rpc import require_same_rpc_work, rpc_server, run_calls
+from tests.bench.thrift_calls import Transport, requires_echo, run_thrift, thrift_server
 from tests.bench.wrk import run_wrk
 
 if TYPE_CHECKING:
@@ -98,6 +100,36 @@ def measure_unary(bench: Bench, subject: Peer | None, at_once: int, seconds: flo
     ):
         run_calls(proxy.port, at_once, WARM_UP_SECONDS, bench.load_core)
         return _account(proxy, lambda: run_calls(proxy.port, at_once, seconds, bench.load_core))
+
+
+def measure_thrift(
+    bench: Bench, subject: Peer | None, transport: Transport, opaque: bool, seconds: float
+) -> LoadFigures:
+    def run(port: int, lasting: float) -> LoadReport:
+        return run_thrift(bench.directory, port, transport, opaque, lasting, bench.load_core)
+
+    require = requires_echo(transport, opaque)
+    with (
+        thrift_server(bench.directory, bench.load_core) as port,
+        standing(subject, bench.directory, port, bench.proxy_core, require) as proxy,
+    ):
+        run(proxy.port, WARM_UP_SECONDS)
+        return _account(proxy, lambda: run(proxy.port, seconds))
+
+
+def measure_mqtt(
+    bench: Bench, subject: Peer | None, version: Version, qos: Qos, opaque: bool, seconds: float
+) -> LoadFigures:
+    def run(port: int, lasting: float) -> LoadReport:
+        return run_mqtt(bench.directory, port, version, qos, opaque, lasting, bench.load_core)
+
+    require = requires_arrival(version, opaque)
+    with (
+        mqtt_server(bench.directory, bench.load_core) as port,
+        standing(subject, bench.directory, port, bench.proxy_core, require) as proxy,
+    ):
+        run(proxy.port, WARM_UP_SECONDS)
+        return _account(proxy, lambda: run(proxy.port, seconds))
 
 
 def _account(proxy: Standing, run: Callable[[], LoadReport]) -> LoadFigures:

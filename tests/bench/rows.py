@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from tests.bench.bodies import BodyFigures
     from tests.bench.load import LoadFigures
     from tests.bench.memory import GrowthFigures, IdleFigures
+    from tests.bench.mqtt_packets import Qos, SessionFigures, Version
     from tests.bench.paced import PacedReport
     from tests.bench.rpc import MessageFigures
     from tests.bench.streams import HeldFigures, StreamFigures
+    from tests.bench.thrift_calls import Transport
 
 LOAD = "wrk -c32, 100-byte answer"
 RATIOS = "ARCA, paired per round"
@@ -38,6 +40,15 @@ def http2_group(connections: int) -> str:
 
 def unary_group(at_once: int) -> str:
     return f"unary gRPC calls, {at_once} at once"
+
+
+def thrift_group(transport: Transport) -> str:
+    return f"Thrift calls, {transport} binary, 16 connections"
+
+
+def mqtt_group(version: Version, qos: Qos) -> str:
+    said = "3.1.1" if version == 4 else "5"
+    return f"MQTT {said}, QoS {qos}, 16 connections"
 
 
 def load_row(group: str, subject: str, rounds: Sequence[LoadFigures | None]) -> Row:
@@ -102,6 +113,47 @@ def unary_row(
     return replace(row, result=result, value=row.cpu_us, limit="CPU 60 µs", met=row.cpu_us <= 60)
 
 
+THRIFT_ADDS = 12.0  # µs per call that reading may take more than passing the same bytes
+THRIFT_OF_ENVOY = 0.6
+MQTT_ADDS = 8.0  # µs per packet
+
+
+def thrift_rows(
+    group: str,
+    ours: Sequence[LoadFigures | None],
+    opaque: Sequence[LoadFigures | None],
+    envoy: Sequence[LoadFigures | None],
+) -> list[Row]:
+    """What is judged, each where there is a round in which both were measured."""
+    judged = []
+    adds = paired_difference([_cpu(f) for f in ours], [_cpu(f) for f in opaque])
+    if adds is not None:
+        limit = f"{THRIFT_ADDS:.0f} µs per call"
+        said, met = f"{adds:+.1f} µs per call", adds <= THRIFT_ADDS
+        judged.append(Row(group, "reading adds", result=said, value=adds, limit=limit, met=met))
+    share = paired_ratio([_cpu(f) for f in ours], [_cpu(f) for f in envoy])
+    if share is not None:
+        limit, met = f"limit {THRIFT_OF_ENVOY:.2f}", share <= THRIFT_OF_ENVOY
+        judged.append(
+            Row(group, "CPU / envoy thrift's", result=f"{share:.2f}", value=share, limit=limit, met=met)
+        )
+    return judged
+
+
+def mqtt_rows(
+    group: str, qos: Qos, ours: Sequence[LoadFigures | None], opaque: Sequence[LoadFigures | None]
+) -> list[Row]:
+    """With QoS 1 a PUBLISH and its PUBACK are two packets; the other columns are of the two together."""
+    adds = paired_difference([_cpu(f) for f in ours], [_cpu(f) for f in opaque])
+    if adds is None:
+        return []
+    packets = 1 + qos
+    each = adds / packets
+    said = f"{each:+.1f} µs per packet" + (f", {adds:+.1f} per PUBLISH with its PUBACK" if qos else "")
+    limit = f"{MQTT_ADDS:.0f} µs per packet"
+    return [Row(group, "reading adds", result=said, value=each, limit=limit, met=each <= MQTT_ADDS)]
+
+
 def paced_row(
     subject: str, rounds: Sequence[PacedReport | None], direct: Sequence[PacedReport | None]
 ) -> Row:
@@ -151,6 +203,18 @@ def growth_row(figures: GrowthFigures) -> Row:
         limit="none (1 MB is noise)",
         met=grown < 1,
         fault=figures.faults,
+    )
+
+
+def sessions_row(figures: SessionFigures) -> Row:
+    each = figures.kib_per_session
+    return Row(
+        MEMORY,
+        "idle MQTT sessions",
+        result=f"{each:.1f} KB per session, {figures.sessions:,} held",
+        value=each,
+        limit="2,000 held, 14 KB each",
+        met=each <= 14 and figures.sessions >= 2_000,
     )
 
 
