@@ -80,7 +80,6 @@ cdef class Mqtt(Codec):
 
     cdef bytes _relay(self, Lane lane, bytes data, double now)
     cdef Fault _in_turn(self, Lane lane, int kind) noexcept
-    cdef int _spoken(self) noexcept
     cdef bint _changeable(self, Packet* packet) noexcept
     cdef _write(self, Lane lane, const unsigned char* f, Packet* packet, Assembly out)
     cdef Fault _read(self, Lane lane, const unsigned char* f, Packet* packet, bint changeable, double now) except *

@@ -10,6 +10,8 @@ Payloads are never looked at. An exchange is a packet with those that answer it,
 identifiers are the sender's own, so each direction has its table of what it asked (section 2.2.1).
 """
 
+from operator import attrgetter
+
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.string cimport memcpy
@@ -22,10 +24,9 @@ from protocols.exchange cimport (
 )
 from protocols.mqtt_packets cimport (
     AUTH, CONNACK, CONNECT, Connect, DISCONNECT, DUPLICATE, Fault, MAX_HEAD, MAX_TEXT, NOT_CONNECT, NOT_THIS_SIDES,
-    NOT_UTF8, NO_PACKET_ID, OVERRUN, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, Properties, RETAIN,
-    SECOND_CONNECT, SOUND, SUBACK, SUBSCRIBE, TRACEPARENT_LENGTH, Text, UNSUBACK, UNSUBSCRIBE, grown, measure,
-    read_answer, read_connect, read_filters, read_grants, read_properties, well_formed,
-    write_publish,
+    NOT_UTF8, NO_PACKET_ID, OVERRUN, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, Properties,
+    RETAIN, SECOND_CONNECT, SOUND, SUBACK, SUBSCRIBE, TRACEPARENT_LENGTH, Text, UNSUBACK, UNSUBSCRIBE, grown, measure,
+    read_answer, read_connect, read_filters, read_grants, read_properties, well_formed, write_publish,
 )
 from protocols.trace_context cimport Ids, TraceContext, continue_trace, new_trace
 
@@ -52,9 +53,13 @@ cdef double NEVER = float("inf")
 cdef double GRACE = 1.5
 
 cdef tuple METHODS = (
-    None, b"CONNECT", None, b"PUBLISH", None, None, b"PUBREL", None, b"SUBSCRIBE", None, b"UNSUBSCRIBE", None,
-    b"PINGREQ", None, b"DISCONNECT", b"AUTH",
+    None, b"CONNECT", b"CONNACK", b"PUBLISH", b"PUBACK", b"PUBREC", b"PUBREL", b"PUBCOMP", b"SUBSCRIBE", b"SUBACK",
+    b"UNSUBSCRIBE", b"UNSUBACK", b"PINGREQ", b"PINGRESP", b"DISCONNECT", b"AUTH",
 )
+cdef enum:
+    BEGINNING = (
+        1 << CONNECT | 1 << PUBLISH | 1 << SUBSCRIBE | 1 << UNSUBSCRIBE | 1 << PINGREQ | 1 << DISCONNECT | 1 << AUTH
+    )
 cdef bytes _PUBLISH = METHODS[PUBLISH]
 cdef bytes _PUBREL = METHODS[PUBREL]
 cdef list CONNACK_NAMES = list(reasons.CONNACK)
@@ -62,6 +67,8 @@ cdef list SUBACK_NAMES = list(reasons.SUBACK)
 cdef list NAMES = list(reasons.REASONS)
 cdef list SUBACK_5_NAMES = list(reasons.SUBACK_5)
 cdef list DISCONNECT_NAMES = list(reasons.DISCONNECT_5)
+
+_STARTED = attrgetter("started")
 
 # It is used up within one call.
 cdef Assembly assembly = Assembly()
@@ -187,7 +194,7 @@ cdef class Mqtt(Codec):
                     break
                 f = lane.kept
                 available = lane.kept_length
-            wanted = measure(f, available, self._spoken(), &packet, &fault)
+            wanted = measure(f, available, self.version, &packet, &fault)
             if fault != SOUND:
                 break
             if wanted > available:
@@ -244,10 +251,6 @@ cdef class Mqtt(Codec):
         elif kind == CONNECT and lane.downstream:
             return SECOND_CONNECT
         return NOT_THIS_SIDES if lane.foreign & (1 << kind) else SOUND
-
-    cdef inline int _spoken(self) noexcept:
-        """The version, 0 before it is known."""
-        return self.version
 
     cdef inline bint _changeable(self, Packet* packet) noexcept:
         return (
@@ -404,7 +407,8 @@ cdef class Mqtt(Codec):
         if exchange is not None:
             lane.other.auth = None
             self._answer(lane, exchange, ANSWERS)
-            self._say(exchange, reason, NAMES, f, &properties.reason_string)
+            if reason >= 0:
+                self._say(exchange, reason, NAMES, f, &properties.reason_string)
         elif lane.auth is None and self._room(lane):
             lane.auth = self._begin(lane, packet, ASKS)
         return SOUND
@@ -442,6 +446,10 @@ cdef class Mqtt(Codec):
         cdef Py_ssize_t at
         cdef int qos = (packet.flags >> 1) & 3
         cdef Fault fault
+        if packet.cut:
+            # What aliases it sets is not known, so none is known any more.
+            lane.aliases = None
+            lane.alias_octets = 0
         if packet.topic.at + packet.topic.length + (2 if qos else 0) > packet.head:
             return SOUND  # a topic of nearly 64 KiB: more than is looked at
         if qos and packet.packet_id == 0:
@@ -756,7 +764,7 @@ cdef class Mqtt(Codec):
             for exchange in (lane.auth, lane.exchange, self.connect):
                 if exchange is not None and exchange.ended < 0 and not any(exchange is other for other in found):
                     found.append(exchange)
-        found.sort(key=_started)
+        found.sort(key=_STARTED)
         return found
 
     cdef _partial(self, Lane lane):
@@ -766,7 +774,7 @@ cdef class Mqtt(Codec):
         if lane.kept_length == 0:
             return
         kind = lane.kept[0] >> 4
-        if METHODS[kind] is not None and kind != PUBREL and self.state != DISCONNECTED:
+        if BEGINNING & (1 << kind) and not (kind == DISCONNECT and self.state == DISCONNECTED):
             exchange = self._make(not lane.downstream, kind, lane.began)
             exchange.request_bytes = lane.kept_length
             if kind == PUBLISH:
@@ -913,11 +921,3 @@ cdef class Mqtt(Codec):
         self.signals |= REFUSED
         self.silent_after = NEVER
         self.over = True
-
-
-cdef double _started_of(Exchange exchange):
-    return exchange.started
-
-
-def _started(exchange):
-    return _started_of(exchange)

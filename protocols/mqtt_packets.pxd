@@ -34,6 +34,7 @@ cdef enum Fault:
     SOUND
     RESERVED_TYPE
     RESERVED_FLAGS
+    CONNECT_FLAG
     QOS_3
     REMAINING_LENGTH
     OVERRUN

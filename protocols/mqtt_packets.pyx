@@ -17,6 +17,7 @@ FAULTS = (
     "",
     "packet type 0 is reserved, or 15 before version 5: types 1 to 14 are allowed, and 15 in version 5",
     "reserved flags in the first byte: PUBREL, SUBSCRIBE and UNSUBSCRIBE have 2, all others but PUBLISH 0",
+    "the reserved flag of CONNECT: it must be 0",
     "QoS 3: 0, 1 and 2 are allowed",
     "a length of more than four bytes: at most 268,435,455 is allowed",
     "a field runs over the end of its packet",
@@ -411,8 +412,10 @@ cdef Fault _read_connect(const unsigned char* p, Packet* packet, Connect* connec
         connect.version = 0
         return UNKNOWN_LEVEL
     flags = p[at + 1]
-    if connect.version > 3 and (flags & 1 or packet.flags):
+    if connect.version > 3 and packet.flags:
         return RESERVED_FLAGS
+    if connect.version > 3 and flags & 1:
+        return CONNECT_FLAG
     if (flags >> 3) & 3 == 3:
         return QOS_3
     connect.clean_start = flags & 2
