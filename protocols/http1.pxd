@@ -45,7 +45,7 @@ cdef class Http1(Codec):
     ) except? NOT_HTTP
     cdef _note_response(self, Exchange exchange, double now)
     cdef _begin_rpc_response(self, const unsigned char* p, Head* head, Exchange exchange)
-    cdef _begin_response(self, Exchange exchange, double now)
+    cdef _begin_response(self, Exchange exchange, const unsigned char* p, double now)
     cdef _become_http2(self, Exchange exchange, double now)
     cdef _response_complete(self, double now)
     cdef _queue(self, Exchange exchange)

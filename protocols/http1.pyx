@@ -6,7 +6,8 @@ order they came and responses are matched to them in that order (RFC 9112 sectio
 
 Three things end the engine before the connection ends. A request to become something else (CONNECT, Upgrade)
 that upstream grants, or bytes that are not HTTP/1, hand the connection to a successor: to the engine of HTTP/2
-for ``h2c``, else to one that carries it untouched. Framing that two parsers could read differently is refused.
+for ``h2c``, to one that reads WebSocket's frames where they carry MQTT, else to one that carries it untouched.
+Framing that two parsers could read differently is refused.
 The engine must never hold back a byte that it could pass, except the head it has not seen the end of.
 """
 
@@ -30,7 +31,9 @@ from protocols.http1_head cimport (
     same,
 )
 from protocols.http2 cimport Http2
+from protocols.mqtt cimport Mqtt
 from protocols.trace_context cimport TraceContext, continue_trace, gather, new_trace
+from protocols.websocket cimport WebSocket
 
 from http import HTTPStatus
 
@@ -100,6 +103,27 @@ cdef bint _coded(const unsigned char* p, Head* head) noexcept nogil:
             if not same(p + field.value, field.value_length, b"chunked", 7):
                 return True
     return False
+
+
+cdef bint _speaks_mqtt(const unsigned char* p, Head* head) noexcept nogil:
+    """Whether a granted WebSocket carries MQTT in frames as RFC 6455 has them.
+
+    The subprotocol of 3.1.1 and 5 is "mqtt" (MQTT 5.0 section 6), that of 3.1 "mqttv3.1" by custom. An extension
+    may change the frames' payload (permessage-deflate, RFC 7692).
+    """
+    cdef Field* field
+    cdef bint found = False
+    cdef int i
+    for i in range(head.field_count):
+        field = &head.fields[i]
+        if named(p, field, b"sec-websocket-protocol", 22):
+            found = (
+                same(p + field.value, field.value_length, b"mqtt", 4)
+                or same(p + field.value, field.value_length, b"mqttv3.1", 8)
+            )
+        elif field.value_length and named(p, field, b"sec-websocket-extensions", 24):
+            return False
+    return found
 
 
 def answer(int status, str text, *, bytes method=None, bytes request_id=None, str cause=None):
@@ -459,7 +483,7 @@ cdef class Http1(Codec):
                 out.add(p + copied, position - 2 - copied)
                 out.add_line(b"X-Request-ID: ", exchange.request_id)
                 copied = position - 2
-            self._begin_response(exchange, now)
+            self._begin_response(exchange, p + position - head.length, now)
 
         if self.over and self.successor is None:
             self.held_response = None
@@ -501,8 +525,8 @@ cdef class Http1(Codec):
             rpc.message = web.message
             exchange.code = status_name(rpc.status)
 
-    cdef _begin_response(self, Exchange exchange, double now):
-        """The head of a final response was read into ``head``: what follows it? RFC 9112 section 6.3."""
+    cdef _begin_response(self, Exchange exchange, const unsigned char* p, double now):
+        """The head of a final response at ``p`` was read into ``head``: what follows it? RFC 9112 section 6.3."""
         cdef Framing framing
         if (
             head.status == 101 and head.h2c and self.asked_h2c and exchange is self.newest
@@ -516,6 +540,8 @@ cdef class Http1(Codec):
                 return
             if not exchange.tunnel:
                 self._fall_open("unasked_101", now)
+            elif head.websocket and _speaks_mqtt(p, &head):
+                self._hand_over(WebSocket(Mqtt(self.ids, self.strict, True), self.strict), now)
             else:
                 self._hand_over(Opaque(WEBSOCKET if head.websocket else TCP, now), now)
             return

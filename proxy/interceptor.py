@@ -20,7 +20,7 @@ from netfilter.destination import Address, local_address, original_destination
 from protocols.exchange import End
 from protocols.trace_context import Ids
 from proxy.dial import Dial
-from proxy.pair import Pair, Side
+from proxy.pair import Pair, Side, silent_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,7 @@ _DRAIN_LOOK_SECONDS = 0.05
 _CUT_SECONDS = 1.0
 _ABORT_SECONDS = 0.5
 _HEAD_LOOK_SECONDS = 0.5
+_SILENCE_LOOK_SECONDS = 1.0  # MQTT's keep-alive is in whole seconds
 _RUNNING_MAX = 1_000  # lines of running exchanges per look; each costs about 3 us of the loop
 _ANY = frozenset(("0.0.0.0", "::"))
 
@@ -66,11 +67,13 @@ class Interceptor:
         self._running_look: asyncio.TimerHandle | None = None
         self.configure(settings, [])
         loop.call_later(_HEAD_LOOK_SECONDS, self._look_for_late_heads)
+        loop.call_later(_SILENCE_LOOK_SECONDS, self._look_for_silence)
 
     def configure(self, settings: Settings, local_prefixes: list[str]) -> None:
         """From now on these; pairs that exist keep what they began with."""
         self.ids = Ids(settings.sample)
         self.strict = settings.strict
+        self.thrift_frame_bytes = settings.limits.thrift_frame_bytes
         self.telemetry.slow = settings.slow
         self._settings = settings
         self._local = LocalAddresses(local_prefixes)
@@ -183,6 +186,12 @@ class Interceptor:
             since = time.monotonic() - limit
             for pair in [pair for pair in self._pairs if pair.awaits_head(since)]:
                 pair.time_out_head()
+
+    def _look_for_silence(self) -> None:
+        self.loop.call_later(_SILENCE_LOOK_SECONDS, self._look_for_silence)
+        now = time.monotonic()
+        for pair in silent_pairs(self._pairs, now):
+            pair.gone_silent(now)
 
     def _look_for_running_later(self) -> None:
         """Only the exchange log hears of what still runs: without one nobody need look."""

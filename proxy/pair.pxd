@@ -69,6 +69,8 @@ cdef class Pair:
     cdef _to_upstream(self, bytes data)
     cdef bytes _recognise(self, bytes data, double now)
     cdef _rename_opaque(self, Protocol protocol)
+    cdef Codec _engine(self, found)
+    cdef _take_back_stand_in(self)
     cdef _recognise_server(self, bytes data, double now)
     cdef _go_on_opaque(self, str how, double now)
     cdef _adopt(self, Codec codec)

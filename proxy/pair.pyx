@@ -21,6 +21,9 @@ from protocols.exchange cimport (
 )
 from protocols.http1 cimport Http1
 from protocols.http2 cimport Http2
+from protocols.mqtt cimport Mqtt
+from protocols.thrift cimport Thrift
+from protocols.websocket cimport WebSocket
 from proxy.cells cimport Gauge
 from proxy.telemetry cimport Connection, Telemetry
 
@@ -33,11 +36,16 @@ _log = logging.getLogger("arca.pair")
 cdef object _HOLD = Recognised.HOLD
 cdef object _PASS = Recognised.PASS
 cdef object _TLS = Recognised.TLS
+cdef object _THRIFT = Recognised.THRIFT
 # The engines that read a protocol, made with (ids, strict). What has none here is carried opaque.
 cdef dict _ENGINES = {
     Recognised.HTTP_1: Http1,
     Recognised.HTTP_2: Http2,
+    Recognised.THRIFT: Thrift,
+    Recognised.MQTT: Mqtt,
 }
+# Those whose connection is something that ends, though nothing be in flight on it.
+cdef tuple _SESSIONS = (Mqtt, WebSocket)
 # What a recognised protocol is called in arca_detect_total.
 _LABELS = {
     Recognised.HTTP_1: "http/1.1",
@@ -396,6 +404,9 @@ cdef class Pair:
             self._fail(UPSTREAM_RST, errno.ECONNRESET)
             return
         self.no_upstream = (error, *dial_answer(error, self.connection.server))
+        if self.first and self.codec is not None:
+            # Undecided yet, and what went on went nowhere.
+            self._take_back_stand_in()
         if self.codec is not None:
             self._tell_dial_failed()
         if self.refused:
@@ -515,6 +526,8 @@ cdef class Pair:
     cdef bytes _recognise(self, bytes data, double now):
         """What is to be given to the codec now; None while the protocol is undecided and bytes are held back."""
         cdef Protocol protocol
+        cdef Codec engine
+        cdef bytes passed
         if not self.first:
             self.first_came = now
         self.first += data
@@ -524,12 +537,23 @@ cdef class Pair:
         if self.codec is None:
             data = self.first
         if found == _PASS:
+            if self.no_upstream is not None:
+                return None  # there is nowhere to go on to, and it can still be told what nobody answers
             if self.codec is None:
                 self._adopt(Opaque(TCP, self.connection.opened))
             return data
+        passed = self.first[:len(self.first) - len(data)]
+        if passed and found in _ENGINES and (<Opaque>self.codec).exchange.first_byte >= 0:
+            # The server spoke meanwhile, to nobody who reads: the engine would not know what was said.
+            self._go_on_opaque("server_first", now)
+            return data
         self.first = None
         if found in _ENGINES:
-            self._adopt(_ENGINES[found](self.interceptor.ids, self.interceptor.strict))
+            engine = self._engine(found)
+            if passed:
+                self._take_back_stand_in()
+                engine.passed_on(passed, self.first_came)
+            self._adopt(engine)
         else:
             protocol = TLS if found == _TLS else TCP
             if self.codec is None:
@@ -538,6 +562,18 @@ cdef class Pair:
                 self._rename_opaque(protocol)
         self.interceptor.detected(_LABELS[found], "first_bytes", self.connection.inbound)
         return data
+
+    cdef Codec _engine(self, found):
+        cdef Codec engine = _ENGINES[found](self.interceptor.ids, self.interceptor.strict)
+        if found == _THRIFT:
+            (<Thrift>engine).frame_limit = self.interceptor.thrift_frame_bytes
+        return engine
+
+    cdef _take_back_stand_in(self):
+        """The opaque exchange that stood in while the protocol was undecided is none: nobody hears of it."""
+        self.in_flight.add(-self.counted_in_flight)
+        self.counted_in_flight = 0
+        self.codec = None
 
     cdef _rename_opaque(self, Protocol protocol):
         """Bytes that could go on already turned out to be of this protocol."""
@@ -560,7 +596,7 @@ cdef class Pair:
             return
         self.first = None
         self.interceptor.detected(_LABELS[found], "server_first", self.connection.inbound)
-        self._adopt(_ENGINES[found](self.interceptor.ids, self.interceptor.strict))
+        self._adopt(self._engine(found))
         if held:
             out = self.codec.from_downstream(held, now)
             if out:
@@ -639,7 +675,7 @@ cdef class Pair:
             if (
                 exchange.end != COMPLETE or exchange.status >= 400 or exchange.protocol >= WEBSOCKET
                 or exchange.ended - exchange.started >= self.telemetry.slow
-                or (exchange.rpc is not None and exchange.rpc.status != 0)
+                or exchange.failed or (exchange.rpc is not None and exchange.rpc.status != 0)
             ):
                 tcp = self._tcp_facts()
             self.telemetry.record(exchange, self.connection, tcp)
@@ -818,6 +854,9 @@ cdef class Pair:
         cdef double now = clock()
         if self.codec is not None and self.codec.in_flight:
             return
+        if self.codec is None and self.no_upstream is not None:
+            self._fail(DIAL_FAILED, self.no_upstream[0])
+            return
         try:
             if self.codec is None:
                 # Held back because it can become HTTP: it is told so, and upstream never hears of it.
@@ -825,6 +864,14 @@ cdef class Pair:
                 self.codec.from_downstream(self.first, self.first_came)
                 self.first = None
             self.codec.refuse_late_head(now)
+            self._attend(now)
+        except Exception:
+            self._defect()
+
+    def gone_silent(self, double now):
+        """Downstream was silent for longer than its protocol allows."""
+        try:
+            self.codec.gone_silent(now)
             self._attend(now)
         except Exception:
             self._defect()
@@ -858,6 +905,8 @@ cdef class Pair:
                         self.downstream.send(self.codec.begin_drain())
                     return False
                 self.downstream.send(self.codec.farewell())
+                if isinstance(self.codec, _SESSIONS):
+                    self._end(DRAINED, 0)
             except Exception:
                 self._defect()
                 return True
@@ -896,6 +945,18 @@ cdef class Pair:
                 "upstream": self.upstream is not None and bool(self.upstream.paused),
             },
         }
+
+
+def silent_pairs(set pairs, double now):
+    """Those whose downstream has been silent for too long. What is not read may have been said: a pair that does
+    not read downstream for now is looked at again.
+    """
+    cdef Pair pair
+    cdef list found = []
+    for pair in pairs:
+        if pair.codec is not None and pair.codec.silent_after < now and not pair.refused and not pair.downstream.paused:
+            found.append(pair)
+    return found
 
 
 def address_text(address):
