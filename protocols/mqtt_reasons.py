@@ -1,7 +1,7 @@
 """What the return codes of MQTT 3.1 and 3.1.1 and the reason codes of MQTT 5.0 are called.
 
 The words are those of the specifications: table 3.1 in section 3.2.2.3 and section 3.9.3 of 3.1.1, table 2-6
-in section 2.4 of 5.0. Each table has a name for every number from 0 to 255, so that looking one up is indexing.
+in section 2.4 of 5.0. Each table has a name for every number from 0 to 255: to look one up is to index it.
 """
 
 from __future__ import annotations
