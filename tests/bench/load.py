@@ -140,7 +140,7 @@ def _account(proxy: Standing, run: Callable[[], LoadReport]) -> LoadFigures:
     after = cpu_of_tree(leader) if leader else {}
     if not report.requests:
         raise NotMeasured(f"no request was answered: {report.faults}")
-    proxy.require_done(report.requests)
+    missing = proxy.require_done(report.requests)
     used = cpu_between(before, after)
     microseconds = 1e6 / report.requests
     return LoadFigures(
@@ -150,7 +150,7 @@ def _account(proxy: Standing, run: Callable[[], LoadReport]) -> LoadFigures:
         leader_us=(after[leader] - before[leader]).total * microseconds if leader else None,
         p50_ms=report.p50_ms,
         p99_ms=report.p99_ms,
-        faults=report.faults,
+        faults=", ".join(part for part in (report.faults, missing) if part),
     )
 
 
