@@ -1,4 +1,4 @@
-"""Who is on the stage: nginx with the application behind it, a gRPC service, two ARCAs, and the clients.
+"""Who is on the stage: nginx with the application behind it, the other servers, two ARCAs, and the clients.
 
 All but the application are real programs, started where the stage says, each in a session of its own: a
 Ctrl-C at the terminal reaches the demo alone, which then ends them in order. Should the demo be killed, the
@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from proxy.demo import play
-from proxy.demo.play import Call, Host, Port, Request
+from proxy.demo.play import GrpcCall, Host, MqttSession, Port, ThriftCall
 from proxy.demo.stage import PATH
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from proxy.demo.play import Family
+    from proxy.demo.play import Asked, Family, Request
     from proxy.demo.stage import Stage
 
 END_SECONDS = 5.0  # ARCA drains and nginx finishes long before
@@ -42,11 +42,30 @@ def missing_programs() -> list[tuple[str, str]]:
     return [(program, package) for program, package in _NEEDED if shutil.which(program, path=PATH) is None]
 
 
-def grpc_lacks() -> str | None:
-    """Why there can be no gRPC service and no client of it, or None when there can."""
-    if importlib.util.find_spec("grpc") is not None:
+def lacks() -> dict[str, str]:
+    """The protocols that cannot be played here, each with the reason."""
+    reasons = {
+        "gRPC": _modules_lack("grpcio", "grpc"),
+        "Thrift": _modules_lack("thriftpy2", "thriftpy2"),
+        "MQTT": _modules_lack("paho-mqtt", "paho")
+        or _programs_lack("mosquitto", "mosquitto", "mosquitto_passwd"),
+    }
+    return {protocol: reason for protocol, reason in reasons.items() if reason is not None}
+
+
+def _modules_lack(package: str, module: str) -> str | None:
+    if importlib.util.find_spec(module) is not None:
         return None
-    return "grpcio is not installed (`make setup` does it; or pip install 'arca[demo]')"
+    return f"{package} is not installed (`make setup` does it; or pip install 'arca[demo]')"
+
+
+def _programs_lack(package: str, *programs: str) -> str | None:
+    for program in programs:
+        if shutil.which(program, path=PATH) is None:
+            return (
+                f"the program {program} is missing (`make setup` as root, or install the package {package})"
+            )
+    return None
 
 
 class Actor:
@@ -84,8 +103,11 @@ class Actor:
     def said(self) -> bytes:
         return self._said.read_bytes()
 
+    def words(self) -> bytes:
+        return self._words.read_bytes()
+
     def last_words(self) -> str:
-        lines = self._words.read_text(errors="replace").splitlines()
+        lines = self.words().decode(errors="replace").splitlines()
         return " / ".join(lines[-3:]) or "it said nothing"
 
 
@@ -194,13 +216,69 @@ class _Answer(socketserver.StreamRequestHandler):
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ndone\n")
 
 
-class GrpcService(Actor):
-    def __init__(self, stage: Stage, folder: Path) -> None:
-        command = [*stage.on(Host.SERVER), *_program("grpc_service.py"), *stage.listens(Port.GRPC)]
-        super().__init__("the gRPC service", command, folder)
+class Service(Actor):
+    """A server that says when it listens."""
+
+    def __init__(
+        self, title: str, command: Sequence[str], folder: Path, stage: Stage, word: bytes = b"listening"
+    ) -> None:
+        self._word = word
+        super().__init__(title, [*stage.on(Host.SERVER), *command], folder)
 
     def is_ready(self) -> bool:
-        return bool(self.said())
+        return self._word in self.said() + self.words()
+
+
+def grpc_service(stage: Stage, folder: Path) -> Service:
+    command = [*_program("grpc_service.py"), *stage.listens(Port.GRPC)]
+    return Service("the gRPC service", command, folder, stage)
+
+
+def thrift_service(stage: Stage, folder: Path) -> Service:
+    command = [*_program("thrift_service.py"), *stage.listens(Port.THRIFT)]
+    return Service("the Thrift service", command, folder, stage)
+
+
+def mosquitto(stage: Stage, folder: Path) -> Service:
+    """The MQTT broker, which knows one user and what he may do."""
+    listeners = (address.rpartition(":") for address in stage.listens(Port.MQTT))
+    (folder / "mosquitto.conf").write_text(
+        _MOSQUITTO.format(
+            # It must read files in a folder that is only ours.
+            user="user root" if os.geteuid() == 0 else "",
+            folder=folder,
+            listens="".join(f"listener {port} {host.strip('[]')}\n" for host, _, port in listeners),
+        )
+    )
+    (folder / "mosquitto.access").write_text(_MOSQUITTO_ACCESS)
+    passwords = folder / "mosquitto.passwords"
+    passwords.write_text("demo:not a secret\n")  # as mqtt_client.py says them
+    program = shutil.which("mosquitto_passwd", path=PATH) or "mosquitto_passwd"
+    subprocess.run([program, "-U", passwords], stdin=subprocess.DEVNULL, check=True)  # hashes it
+    command = ["mosquitto", "-c", str(folder / "mosquitto.conf")]
+    return Service("mosquitto", command, folder, stage, b"running")
+
+
+_MOSQUITTO = """\
+{user}
+per_listener_settings false
+{listens}
+allow_anonymous false
+password_file {folder}/mosquitto.passwords
+acl_file {folder}/mosquitto.access
+persistence false
+log_dest stderr
+log_type error
+log_type warning
+log_type information
+connection_messages false
+"""
+
+_MOSQUITTO_ACCESS = """\
+user demo
+topic readwrite stock/#
+topic write orders
+"""
 
 
 def _program(name: str) -> list[str]:
@@ -234,16 +312,28 @@ class Arca(Actor):
 
 
 class Seen(msgspec.Struct):
-    """What a steady client saw: the ids of its healthy requests, and every failure in words."""
+    """What a steady client saw: what its healthy exchanges are known by, and every failure in words."""
 
-    request_ids: list[str] = []
+    ids: list[str] = []
+    around: list[str] = []  # of what is beside them, as an opened session is
     failures: list[str] = []
+
+
+class Course(msgspec.Struct):
+    """How something ended that a client was asked for, and what its exchanges are known by."""
+
+    name: str | None = None
+    outcome: str = ""
+    judged: list[str] = []
+    around: list[str] = []  # of what had to be done beside, and must be ok
 
 
 class Attempt(Protocol):
     """One try of a scene, under way."""
 
-    request_id: str
+    @property
+    def course(self) -> Course:
+        """How it went, when it has ended."""
 
     def has_ended(self) -> bool: ...
 
@@ -251,50 +341,14 @@ class Attempt(Protocol):
         """What its client saw amiss, in words. It is made to end if it has not."""
 
 
-class SteadyClient(Actor):
-    """HTTP/1.1 requests, one after another."""
+class Client(Actor):
+    """Healthy traffic, without a pause."""
 
-    steady = play.STEADY_HTTP
-
-    def __init__(self, family: Family, stage: Stage, folder: Path) -> None:
-        url = f"http://{stage.address(family, Port.WEB)}"
-        command = [*stage.on(Host.CLIENT), *_program("client.py"), url]
-        super().__init__(f"the {family} client", command, folder)
+    steady: str  # what that is called
+    around: str  # and what it needs beside
 
     def seen(self) -> Seen:
         """What it printed when it had ended; nothing when it had no time to."""
-        return msgspec.json.decode(self.said() or b"{}", type=Seen)
-
-
-class GrpcClient(Actor):
-    """Healthy calls, one after another, and beside them on the same connection what it is asked for."""
-
-    steady = play.STEADY_GRPC
-
-    def __init__(self, family: Family, stage: Stage, folder: Path) -> None:
-        command = [*stage.on(Host.CLIENT), *_program("grpc_client.py"), stage.address(family, Port.GRPC)]
-        super().__init__(f"the {family} gRPC client", command, folder, subprocess.PIPE)
-
-    def call(self, scene: Call, request_id: str) -> None:
-        wanted: dict[str, str | int | None] = {"method": scene.method, "request_id": request_id}
-        wanted["cancel_after"] = scene.messages if scene.cancel else None
-        wanted["deadline_ms"] = scene.deadline_ms
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # that it has ended is noticed anyway
-            self._process.stdin.write(msgspec.json.encode(wanted) + b"\n")
-            self._process.stdin.flush()
-
-    def ended_with(self, request_id: str) -> CallEnd | None:
-        """How a call ended, or None before that."""
-        ends = (msgspec.json.decode(line, type=CallEnd) for line in self._lines())
-        return next((each for each in ends if each.request_id == request_id), None)
-
-    def ask_to_end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """It ends with its input. The signal would cut calls off."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-
-    def seen(self) -> Seen:
         return msgspec.json.decode((self._lines() or [b"{}"])[-1], type=Seen)
 
     def _lines(self) -> list[bytes]:
@@ -302,36 +356,114 @@ class GrpcClient(Actor):
         return self.said().split(b"\n")[:-1]
 
 
-class CallEnd(msgspec.Struct):
-    """What the gRPC client says of a call."""
+class HttpClient(Client):
+    """HTTP/1.1 requests, one after another."""
 
-    request_id: str | None = None
-    code: str = ""
-    messages: int = 0
+    steady = around = play.STEADY_HTTP
+
+    def __init__(self, family: Family, stage: Stage, folder: Path) -> None:
+        url = f"http://{stage.address(family, Port.WEB)}"
+        command = [*stage.on(Host.CLIENT), *_program("client.py"), url]
+        super().__init__(f"the {family} client", command, folder)
 
 
-class GrpcCall:
-    def __init__(self, scene: Call, request_id: str, client: GrpcClient) -> None:
-        self.request_id = request_id
+class AskedClient(Client):
+    """One that does beside its healthy traffic what it is asked for, a line each."""
+
+    protocol: str
+    port: Port
+    program: str
+
+    def __init__(self, family: Family, stage: Stage, folder: Path) -> None:
+        command = [*stage.on(Host.CLIENT), *_program(self.program), stage.address(family, self.port)]
+        title = f"the {family} {self.protocol} client"
+        super().__init__(title, [*command, *self._arguments(family)], folder, subprocess.PIPE)
+
+    def _arguments(self, family: Family) -> list[str]:
+        return []
+
+    def ask(self, question: dict[str, str | int | None]) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # that it has ended is noticed anyway
+            self._process.stdin.write(msgspec.json.encode(question) + b"\n")
+            self._process.stdin.flush()
+
+    def course(self, name: str) -> Course | None:
+        """How what was asked for by this name ended, or None before that."""
+        courses = (msgspec.json.decode(line, type=Course) for line in self._lines())
+        return next((each for each in courses if each.name == name), None)
+
+    def ask_to_end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """It ends with its input. The signal would cut calls off."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+
+class GrpcClient(AskedClient):
+    steady = around = play.STEADY_GRPC
+    protocol, port, program = "gRPC", Port.GRPC, "grpc_client.py"
+
+
+class ThriftClient(AskedClient):
+    steady = around = play.STEADY_THRIFT
+    protocol, port, program = "Thrift", Port.THRIFT, "thrift_client.py"
+
+    def _arguments(self, family: Family) -> list[str]:
+        """The first of its sequence ids: no two clients have one in common."""
+        return [str(1 + list(play.Family).index(family) * 1_000_000)]
+
+
+class MqttClient(AskedClient):
+    """A publisher and a subscriber."""
+
+    steady, around = play.STEADY_MQTT, play.MQTT_AROUND
+    protocol, port, program = "MQTT", Port.MQTT, "mqtt_client.py"
+
+    def _arguments(self, family: Family) -> list[str]:
+        return [str(family)]
+
+
+class Favour:
+    """Something that a client does because it was asked."""
+
+    def __init__(self, scene: Asked, name: str, client: AskedClient) -> None:
+        self.client = client
         self._scene = scene
-        self._client = client
-        client.call(scene, request_id)
+        self._name = name
+        client.ask({"name": name, **_question(scene)})
+
+    @property
+    def course(self) -> Course:
+        return self.client.course(self._name) or Course()
 
     def has_ended(self) -> bool:
-        return self._client.ended_with(self.request_id) is not None
+        return self.client.course(self._name) is not None
 
     def end(self) -> str | None:
-        end = self._client.ended_with(self.request_id)
-        if end is None:
-            return "the call did not end"
-        if (end.code, end.messages) == (self._scene.code, self._scene.messages):
-            return None
-        return f"the call ended with {end.code} instead of {self._scene.code}, after {end.messages} messages"
+        if not self.has_ended():
+            return "it did not end"
+        outcome = self.course.outcome
+        return None if outcome == self._scene.outcome else f"{outcome} instead of {self._scene.outcome}"
+
+
+def _question(scene: Asked) -> dict[str, str | int | None]:
+    match scene:
+        case GrpcCall():
+            return {
+                "method": scene.method,
+                "cancel_after": scene.cancel_after,
+                "deadline_ms": scene.deadline_ms,
+            }
+        case ThriftCall():
+            return {"method": scene.method}
+        case MqttSession():
+            return {"course": scene.course}
 
 
 class Curl:
     def __init__(self, scene: Request, family: Family, request_id: str, stage: Stage) -> None:
-        self.request_id = request_id
+        self.course = Course(judged=[request_id])
         self._scene = scene
         url = f"http://{stage.address(family, scene.port)}{scene.path}"
         command = ["curl", "-q", "-s", "--noproxy", "*", "--globoff", "-o", os.devnull, "-w", "%{http_code}"]

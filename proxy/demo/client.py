@@ -43,8 +43,8 @@ def converse(url: str) -> dict[str, object]:
             ids.append(response.headers.get("X-Request-ID", "none"))
         time.sleep(PAUSE)
     connection.close()
-    return {"request_ids": ids, "failures": failures}
+    return {"ids": ids, "failures": failures}
 
 
 if __name__ == "__main__":
-    json.dump(converse(sys.argv[1]), sys.stdout)
+    print(json.dumps(converse(sys.argv[1])))

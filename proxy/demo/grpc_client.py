@@ -65,10 +65,13 @@ class Steady(threading.Thread):
 
 
 def attempt(
-    channel: grpc.Channel, method: str, request_id: str, cancel_after: int | None, deadline_ms: int | None
+    channel: grpc.Channel, method: str, name: str, cancel_after: int | None, deadline_ms: int | None
 ) -> dict[str, object]:
-    """One call, canceled after so many messages, or told to the service with a deadline; how it ended."""
-    metadata = [("x-request-id", request_id)]
+    """One call, canceled after so many messages, or told to the service with a deadline; how it ended.
+
+    ``name`` is its request id.
+    """
+    metadata = [("x-request-id", name)]
     if deadline_ms is not None:  # as metadata grpcio tells it, and does not keep it
         metadata.append(("grpc-timeout", f"{deadline_ms}m"))
     # A unary call is a stream of one message, on the wire as here.
@@ -81,7 +84,7 @@ def attempt(
             messages += 1
             if messages == cancel_after:
                 call.cancel()
-    return {"request_id": request_id, "code": call.code().name, "messages": messages}
+    return {"name": name, "outcome": f"{call.code().name} after {messages} messages", "judged": [name]}
 
 
 def main(address: str) -> None:
@@ -92,7 +95,7 @@ def main(address: str) -> None:
             print(json.dumps(attempt(channel, **json.loads(line))), flush=True)
         steady.stopped.set()
         steady.join()
-        print(json.dumps({"request_ids": steady.request_ids, "failures": steady.failures}), flush=True)
+        print(json.dumps({"ids": steady.request_ids, "failures": steady.failures}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""MQTT clients as applications have them: a publisher and a subscriber, both of version 5.
+"""MQTT clients as applications have them: a publisher and a subscriber, both of version 5, and some more.
 
 Run as a program of its own, on the stage, with the broker's address and the name of these clients as its
 arguments; needs nothing but paho-mqtt. From its start to the end of its standard input the publisher
@@ -19,7 +19,7 @@ import select
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -36,7 +36,6 @@ USER = "demo"
 PASSWORD = "not a secret"
 WRONG_PASSWORD = "a guess"
 
-OPENED = "stock/opened"  # its one message is retained
 ORDERS = "orders"  # may be published to, and nobody subscribes
 PRICES = "prices"  # may not be published to
 
@@ -45,10 +44,33 @@ class NotAsPlannedError(Exception):
     """What a client saw amiss, in words."""
 
 
+class Broker(NamedTuple):
+    """Where it is, and what no client publishes to or subscribes to but those of this program."""
+
+    address: str
+    topics: str
+
+    @property
+    def bolts(self) -> str:
+        return f"{self.topics}/bolts"
+
+    @property
+    def opened(self) -> str:
+        """Its one message is retained."""
+        return f"{self.topics}/opened"
+
+
 class Session:
     """One paho client. Unless it has a thread of its own, it lives while it waits for something."""
 
-    def __init__(self, address: str, name: str, keep_alive: int = 60, password: str = PASSWORD) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        name: str,
+        keep_alive: int = 60,
+        password: str = PASSWORD,
+        version: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
+    ) -> None:
         self.name = name
         self.answer: str | None = None  # of the broker to CONNECT
         self.acknowledged: dict[int, str] = {}  # packet id: what the broker said
@@ -58,7 +80,7 @@ class Session:
         self.paho = Client(
             CallbackAPIVersion.VERSION2,
             client_id=name,
-            protocol=MQTTProtocolVersion.MQTTv5,
+            protocol=version,
             reconnect_on_failure=False,
         )
         self.paho.username_pw_set(USER, password)
@@ -71,7 +93,7 @@ class Session:
         )
         self.paho.on_message = lambda _client, _data, message: self.received.append(message)
         self.paho.on_log = self._logged
-        host, _, port = address.rpartition(":")
+        host, _, port = broker.address.rpartition(":")
         self.paho.connect(host.strip("[]"), int(port), keepalive=keep_alive)
 
     def known_as(self, packet: str, trace_id: str | None = None) -> str:
@@ -123,21 +145,21 @@ def trace_of(message: MQTTMessage) -> str:
 Course = tuple[str, list[str], list[str]]
 
 
-def refused(address: str, name: str) -> Course:
+def refused(broker: Broker, name: str) -> Course:
     """A wrong password."""
-    session = Session(address, name, password=WRONG_PASSWORD)
+    session = Session(broker, name, password=WRONG_PASSWORD)
     session.until(lambda: session.answer, "an answer to CONNECT")
     session.until(lambda: session.paho.socket() is None, "the end")
     return str(session.answer), [session.known_as("CONNECT")], []
 
 
-def forbidden(address: str, name: str) -> Course:
+def forbidden(broker: Broker, name: str) -> Course:
     """May not publish where it publishes."""
-    return _published(Session(address, name), PRICES, qos=1)
+    return _published(Session(broker, name), PRICES, qos=1)
 
 
-def twice_acknowledged(address: str, name: str) -> Course:
-    return _published(Session(address, name), ORDERS, qos=2)
+def twice_acknowledged(broker: Broker, name: str) -> Course:
+    return _published(Session(broker, name), ORDERS, qos=2)
 
 
 def _published(session: Session, topic: str, qos: int) -> Course:
@@ -149,11 +171,11 @@ def _published(session: Session, topic: str, qos: int) -> Course:
     return reason, [session.known_as("PUBLISH", trace_id)], around
 
 
-def retained(address: str, name: str) -> Course:
+def retained(broker: Broker, name: str) -> Course:
     """Subscribes to what was published before it came."""
-    session = Session(address, name)
+    session = Session(broker, name)
     session.opened()
-    session.paho.subscribe(OPENED, qos=1)
+    session.paho.subscribe(broker.opened, qos=1)
     session.until(lambda: session.received and session.subscribed, "a retained message")
     session.close()
     (message,) = session.received
@@ -165,9 +187,9 @@ def retained(address: str, name: str) -> Course:
     )
 
 
-def idle(address: str, name: str) -> Course:
+def idle(broker: Broker, name: str) -> Course:
     """Has nothing to say, and pings in time."""
-    session = Session(address, name, keep_alive=2)
+    session = Session(broker, name, keep_alive=2)
     session.opened()
     session.until(lambda: session.pinged, "an answer to PINGREQ")
     session.close()
@@ -175,9 +197,12 @@ def idle(address: str, name: str) -> Course:
     return "pinged", [session.known_as("PINGREQ")], around
 
 
-def silent(address: str, name: str) -> Course:
-    """Promises a packet a second, and is then as good as dead, if the broker does not end it before."""
-    session = Session(address, name, keep_alive=1)
+def silent(broker: Broker, name: str) -> Course:
+    """Promises a packet a second, and is then as good as dead, if the broker does not end it before.
+
+    In version 5 some brokers say DISCONNECT to it then and some do not; before, none can.
+    """
+    session = Session(broker, name, keep_alive=1, version=MQTTProtocolVersion.MQTTv311)
     session.opened()
     connection = session.paho.socket()
     assert connection is not None
@@ -186,9 +211,9 @@ def silent(address: str, name: str) -> Course:
     return "silent", [session.known_as("PINGREQ")], [session.known_as("CONNECT")]
 
 
-def cut(address: str, name: str) -> Course:
+def cut(broker: Broker, name: str) -> Course:
     """Is gone without a word."""
-    session = Session(address, name)
+    session = Session(broker, name)
     session.opened()
     connection = session.paho.socket()
     assert connection is not None
@@ -207,13 +232,13 @@ COURSES = {
 class Steady(threading.Thread):
     """A message after another, at QoS 0, 1 and 2, from one session to the other, until ``stopped`` is set."""
 
-    def __init__(self, address: str, name: str) -> None:
+    def __init__(self, broker: Broker, name: str) -> None:
         super().__init__()
         self.stopped = threading.Event()
         self.ids: list[str] = []
         self.around: list[str] = []
         self.failures: list[str] = []
-        self._address = address
+        self._broker = broker
         self._name = name
 
     def run(self) -> None:
@@ -223,11 +248,11 @@ class Steady(threading.Thread):
             self.failures.append(str(error))
 
     def _converse(self) -> None:
-        subscriber = Session(self._address, f"{self._name}-subscriber")
+        subscriber = Session(self._broker, f"{self._name}-subscriber")
         subscriber.opened()
-        subscriber.paho.subscribe("stock/#", qos=2)
+        subscriber.paho.subscribe(f"{self._broker.topics}/#", qos=2)
         subscriber.until(lambda: subscriber.subscribed, "an answer to SUBSCRIBE")
-        publisher = Session(self._address, f"{self._name}-publisher")
+        publisher = Session(self._broker, f"{self._name}-publisher")
         publisher.opened()
         for each in (subscriber, publisher):
             each.paho.loop_start()
@@ -244,9 +269,10 @@ class Steady(threading.Thread):
         """Payloads and qualities of what was published."""
         sent: list[tuple[str, int]] = []
         while not self.stopped.wait(PAUSE):
-            topic, qos = (OPENED, 1) if not sent else ("stock/bolts", len(sent) % 3)
+            first = not sent
+            topic, qos = (self._broker.opened, 1) if first else (self._broker.bolts, len(sent) % 3)
             payload = f"{self._name} {len(sent)}"
-            information = publisher.paho.publish(topic, payload, qos, retain=topic == OPENED)
+            information = publisher.paho.publish(topic, payload, qos, retain=first)
             information.wait_for_publish(LIMIT)
             sent.append((payload, qos))
         return sent
@@ -270,11 +296,12 @@ _FINE = ("Success", "No matching subscribers")
 
 
 def main(address: str, name: str) -> None:
-    steady = Steady(address, name)
+    broker = Broker(address, f"stock/{name}")
+    steady = Steady(broker, name)
     steady.start()
     attempts = []
     for line in sys.stdin:
-        attempts.append(threading.Thread(target=_attempt, args=(address, json.loads(line))))
+        attempts.append(threading.Thread(target=_attempt, args=(broker, json.loads(line))))
         attempts[-1].start()
     steady.stopped.set()
     for each in (steady, *attempts):
@@ -282,9 +309,9 @@ def main(address: str, name: str) -> None:
     _say({"ids": steady.ids, "around": steady.around, "failures": steady.failures})
 
 
-def _attempt(address: str, asked: dict[str, str]) -> None:
+def _attempt(broker: Broker, asked: dict[str, str]) -> None:
     try:
-        outcome, judged, around = COURSES[asked["course"]](address, asked["name"])
+        outcome, judged, around = COURSES[asked["course"]](broker, asked["name"])
     except (OSError, NotAsPlannedError) as error:
         outcome, judged, around = str(error), [], []
     _say({"name": asked["name"], "outcome": outcome, "judged": judged, "around": around})

@@ -38,10 +38,12 @@ class Port(StrEnum):
     WEB = "web"  # nginx
     HTTP2 = "http2"  # the same, in HTTP/2 from the first byte
     GRPC = "grpc"
+    THRIFT = "thrift"
+    MQTT = "mqtt"
     CLOSED = "closed"  # nobody listens there
 
 
-SERVED = (Port.WEB, Port.HTTP2, Port.GRPC)
+SERVED = (Port.WEB, Port.HTTP2, Port.GRPC, Port.THRIFT, Port.MQTT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +78,45 @@ class Request(_Scene):
 
 
 @dataclass(frozen=True, slots=True)
-class Call(_Scene):
-    """A gRPC call. ``code`` is what grpcio must end with, after so many ``messages`` from the service.
+class _Asked(_Scene):
+    """What the program that plays a client throughout is asked for, and how it must say that it ended."""
+
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcCall(_Asked):
+    """A gRPC call, canceled by its client after so many messages, or with a deadline.
 
     A deadline is told to the service and kept by it alone: if both ends did, they would end the call at the
     same moment, and whose word came first on the wire, which is all that is seen, would be chance.
     """
 
     method: str
-    code: str
-    messages: int = 0
-    cancel: bool = False  # after those messages
+    cancel_after: int | None = None
     deadline_ms: int | None = None
 
 
-Scene = Request | Call
+@dataclass(frozen=True, slots=True)
+class ThriftCall(_Asked):
+    """A Thrift call on a connection of its own."""
+
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class MqttSession(_Asked):
+    """A session with the broker. One exchange of it is judged; CONNECT and what else it needs must be ok.
+
+    ``course`` is what happens in it. One that takes its time goes on ``aside`` while the play does.
+    """
+
+    course: str
+    aside: bool = False
+
+
+Asked = GrpcCall | ThriftCall | MqttSession
+Scene = Request | Asked
 
 
 def _application(cause: Cause) -> Expected:
@@ -146,48 +172,121 @@ REQUESTS = (
     Request("h2", "control: HTTP/2", Expected(Domain.OK), "/", Port.HTTP2, _HTTP2),
 )
 
-CALLS = (
-    Call(
+GRPC_CALLS = (
+    GrpcCall(
         "grpc-missing",
         "the gRPC service answers NOT_FOUND",
         _application(Cause.GRPC_STATUS),
+        "NOT_FOUND after 0 messages",
         "demo.Stock/Find",
-        "NOT_FOUND",
     ),
-    Call(
+    GrpcCall(
         "grpc-down",
         "the gRPC service answers UNAVAILABLE",
         _application(Cause.GRPC_STATUS),
+        "UNAVAILABLE after 0 messages",
         "demo.Stock/Reserve",
-        "UNAVAILABLE",
     ),
-    Call(
+    GrpcCall(
         "grpc-late",
         f"a gRPC call is over its {DEADLINE_MS} ms deadline",
         _application(Cause.DEADLINE_EXCEEDED),
+        "DEADLINE_EXCEEDED after 0 messages",
         "demo.Stock/Price",
-        "DEADLINE_EXCEEDED",
         deadline_ms=DEADLINE_MS,
     ),
-    Call(
+    GrpcCall(
         "grpc-cut",
         "a gRPC stream breaks off with DATA_LOSS",
         _application(Cause.GRPC_STATUS),
+        "DATA_LOSS after 3 messages",
         "demo.Stock/Export",
-        "DATA_LOSS",
-        messages=3,
     ),
-    Call(
+    GrpcCall(
         "grpc-cancel",
         "the client cancels a gRPC stream",
         Expected(Domain.CLIENT, Cause.CANCELED),
+        "CANCELLED after 2 messages",
         "demo.Stock/Follow",
-        "CANCELLED",
-        messages=2,
-        cancel=True,
+        cancel_after=2,
     ),
 )
 
+THRIFT_CALLS = (
+    ThriftCall(
+        "thrift-declared",
+        "a Thrift method throws what it declares",
+        _application(Cause.THRIFT_EXCEPTION),
+        "NoSuchThing: there is no left-handed hammer",
+        "reserve",
+    ),
+    ThriftCall(
+        "thrift-undeclared",
+        "a Thrift method fails, undeclared",
+        _application(Cause.THRIFT_EXCEPTION),
+        "TApplicationException 6",  # INTERNAL_ERROR
+        "price",
+    ),
+    ThriftCall(
+        "thrift-unknown",
+        "a Thrift method that the service has not",
+        _application(Cause.THRIFT_EXCEPTION),
+        "TApplicationException 1",  # UNKNOWN_METHOD
+        "weigh",
+    ),
+    ThriftCall(
+        "thrift-closed",
+        "the Thrift service closes in mid-call",
+        _application(Cause.CLOSED_EARLY),
+        "closed",
+        "ship",
+    ),
+    ThriftCall("thrift-oneway", "control: Thrift oneway", Expected(Domain.OK), "no exception", "note"),
+)
+
+MQTT_SESSIONS = (
+    MqttSession(
+        "mqtt-password",
+        "an MQTT client has a wrong password",
+        _application(Cause.MQTT_REFUSED),
+        "Not authorized",
+        "refused",
+    ),
+    MqttSession(
+        "mqtt-forbidden",
+        "an MQTT client publishes where it may not",
+        _application(Cause.MQTT_REFUSED),
+        "Not authorized",
+        "forbidden",
+    ),
+    MqttSession(
+        "mqtt-silent",
+        "an MQTT client silent past its keep-alive",
+        Expected(Domain.CLIENT, Cause.KEEPALIVE_MISSED),
+        "silent",
+        "silent",
+        aside=True,
+    ),
+    MqttSession(
+        "mqtt-cut",
+        "an MQTT client is gone without DISCONNECT",
+        Expected(Domain.CLIENT, Cause.CANCELED),
+        "gone",
+        "cut",
+    ),
+    MqttSession(
+        "mqtt-idle", "control: MQTT, idle and pinging", Expected(Domain.OK), "pinged", "idle", aside=True
+    ),
+    MqttSession(
+        "mqtt-retained", "control: MQTT, a retained message", Expected(Domain.OK), "retained", "retained"
+    ),
+    MqttSession("mqtt-qos2", "control: MQTT, QoS 2", Expected(Domain.OK), "Success", "twice_acknowledged"),
+)
+
+# What goes on throughout, and must be ok.
 STEADY_HTTP = "steady traffic, keep-alive, GET and POST"
 STEADY_GRPC = "steady gRPC: unary, stream, both ways"
+STEADY_THRIFT = "steady Thrift: calls and oneway"
+STEADY_MQTT = "steady MQTT: QoS 0, 1, 2, to a subscriber"
+MQTT_AROUND = "MQTT CONNECT, SUBSCRIBE, DISCONNECT"
 STEADY_EXPECTED = Expected(Domain.OK)

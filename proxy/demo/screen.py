@@ -15,7 +15,7 @@ from protocols.verdict import Domain
 from proxy.demo.play import BOTH, Host
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from rich.console import RenderableType
 
@@ -27,6 +27,10 @@ from proxy.demo import records
 # Columns for the tables as they are meant to be; in fewer, down to 80, a row becomes two lines. What is
 # piped into a file has no width of its own, and gets these.
 _WIDE = 110
+
+_SERVERS = {"gRPC": "a gRPC service", "Thrift": "a Thrift service", "MQTT": "mosquitto"}
+
+_MQTT_VERSIONS = {3: "3.1", 4: "3.1.1", 5: "5"}  # by protocol level
 
 _COMPLAINTS = 20  # shown at most: one defect may have hundreds
 
@@ -51,15 +55,16 @@ class Screen:
         self._ticks = ("✓", "✗") if self._console.encoding.startswith("utf") else ("yes", "NO")
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
-    def open(self, stage: Stage, command: str, no_grpc: str | None) -> None:
+    def open(self, stage: Stage, command: str, gaps: Mapping[str, str]) -> None:
         say = self._console.print
         say(Text("ARCA demo", style="bold") + Text(f": {stage.title}"))
         for remark in stage.remarks:
             say(Text(remark, style="yellow"))
-        server = "nginx and a gRPC service" if no_grpc is None else "nginx"
-        if no_grpc is not None:
-            say(Text(f"Without gRPC: {no_grpc}.", style="yellow"))
-        say(Text(f"client -> ARCA -> ARCA -> {server}; each ARCA is a real:  ") + Text(command, style="cyan"))
+        for protocol, reason in gaps.items():
+            say(Text(f"Without {protocol}: {reason}.", style="yellow"))
+        servers = ["nginx", *(server for protocol, server in _SERVERS.items() if protocol not in gaps)]
+        say(Text(f"client -> ARCA -> ARCA -> {', '.join(servers)}"))
+        say(Text("each ARCA is a real:  ") + Text(command, style="cyan"))
         if self._console.is_terminal:
             self._live.start()
 
@@ -91,6 +96,17 @@ class Screen:
         say(self._findings(judgement.findings))
         say(self._tick(judgement.joined == judgement.at_both), end="")
         say(f" {judgement.joined} of {judgement.at_both} requests that both ARCAs saw have one trace id")
+        if judgement.delivered:
+            say(self._tick(judgement.shared == judgement.delivered), end="")
+            say(
+                f" {judgement.shared} of {judgement.delivered} MQTT messages have it from their publisher to "
+                "their subscriber"
+            )
+        say(self._tick(judgement.named == judgement.faults == judgement.called_faults), end="")
+        say(
+            f" {judgement.named} of {judgement.faults} faults got their verdict (recall), "
+            f"{judgement.named} of {judgement.called_faults} that were called faults were (precision)"
+        )
         say(self._tick(not wrong), end="")
         if wrong:
             say(f" {len(wrong)} things are not as they should be:")
@@ -111,7 +127,7 @@ class Screen:
             table.add_column(f"{host}'s ARCA", justify="right")
         table.add_column("")
         for finding in findings:
-            times = len(finding.injected.request_ids)
+            times = len(finding.injected.known_as)
             what = Text(finding.injected.what)
             expected = Text(str(finding.injected.expected), style=_COLOUR[finding.injected.expected.domain])
             counts = ["never there" if n is None else f"{n} of {times}" for n in finding.named.values()]
@@ -185,12 +201,23 @@ def _proof(example: Exchange, other: Exchange | None) -> Iterator[str]:
     where = "at one ARCA only"
     if other is not None:
         where = "at both" if other.trace_id == example.trace_id else f"but {other.trace_id} at the server's"
-    yield f"request id {example.request_id}, trace id {example.trace_id}, {where}"
+    yield f"{_identity(example)}, {where}"
+
+
+def _identity(each: Exchange) -> str:
+    if (call := each.thrift) is not None:
+        return f"{call.transport} {call.encoding}, sequence id {call.sequence}, no place for a trace id"
+    if (packet := each.mqtt) is None:
+        return f"request id {each.request_id}, trace id {each.trace_id}"
+    quality = "" if packet.qos is None else f", QoS {packet.qos}{', retained' if packet.retain else ''}"
+    trace = f"trace id {each.trace_id}" if each.is_traced else "no place for a trace id"
+    version = _MQTT_VERSIONS.get(packet.version, "")
+    return f"MQTT {version}{quality}, client {packet.client_id}, {trace}"
 
 
 def _example(seen: dict[Host, list[Exchange]]) -> tuple[Exchange, Exchange | None]:
-    at_server = {each.request_id: each for each in seen[Host.SERVER]}
+    at_server = {each.known_as: each for each in seen[Host.SERVER]}
     for each in seen[Host.CLIENT]:
-        if each.request_id in at_server:
-            return each, at_server[each.request_id]
+        if each.known_as in at_server:
+            return each, at_server[each.known_as]
     return (seen[Host.CLIENT] or seen[Host.SERVER])[0], None

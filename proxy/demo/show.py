@@ -16,15 +16,19 @@ from proxy.demo.actors import (
     Application,
     Arca,
     Curl,
-    GrpcCall,
+    Favour,
     GrpcClient,
-    GrpcService,
-    SteadyClient,
-    grpc_lacks,
+    HttpClient,
+    MqttClient,
+    ThriftClient,
+    grpc_service,
+    lacks,
     missing_programs,
+    mosquitto,
     nginx,
+    thrift_service,
 )
-from proxy.demo.play import BOTH, Call, Host, Request
+from proxy.demo.play import BOTH, GrpcCall, Host, MqttSession, Request, ThriftCall
 from proxy.demo.records import Injected, Log
 from proxy.demo.screen import Screen
 from proxy.demo.stage import StageError
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
-    from proxy.demo.actors import Actor, Attempt
+    from proxy.demo.actors import Actor, AskedClient, Attempt, Client, Service
     from proxy.demo.play import Family, Scene
     from proxy.demo.stage import Stage
 
@@ -41,10 +45,18 @@ READY_SECONDS = 15.0
 LATEST_SECONDS = 45.0  # from the start; the play takes about a third
 _TICK = 0.02
 _FRAME = 0.2  # seconds between two pictures
-_PAUSE = 0.06  # between two scenes, for the eye
+_PAUSE = 0.03  # between two scenes, for the eye
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 FAILED = 1
+
+_SERVICES = {"gRPC": grpc_service, "Thrift": thrift_service, "MQTT": mosquitto}
+_ASKED: tuple[type[AskedClient], ...] = (GrpcClient, ThriftClient, MqttClient)
+_SCENES: dict[str, Sequence[Scene]] = {
+    "gRPC": play.GRPC_CALLS,
+    "Thrift": play.THRIFT_CALLS,
+    "MQTT": play.MQTT_SESSIONS,
+}
 
 _Actor = TypeVar("_Actor", bound="Actor")
 
@@ -100,6 +112,10 @@ def run() -> int:
             return FAILED
 
 
+def _is_aside(scene: Scene) -> bool:
+    return isinstance(scene, MqttSession) and scene.aside
+
+
 class Show:
     """One evening."""
 
@@ -109,8 +125,10 @@ class Show:
         self._began = time.monotonic()
         self._logs: dict[Host, Log] = {}
         self._company: list[Actor] = []
-        self._callers: dict[Family, GrpcClient] = {}
-        self._tried: defaultdict[Scene, list[str]] = defaultdict(list)
+        self._clients: list[Client] = []
+        self._asked: dict[tuple[Family, type[AskedClient]], AskedClient] = {}
+        self._tried: dict[Scene, list[str]] = {}
+        self._around: defaultdict[str, list[str]] = defaultdict(list)
         self._amiss: defaultdict[Scene, list[str]] = defaultdict(list)
         self._now = "starting"
         self._drawn = 0.0
@@ -125,34 +143,39 @@ class Show:
             self._logs = {host: Log(folder / f"{host}.jsonl") for host in BOTH}
             left_over.callback(self._end_company)
 
-            no_grpc = grpc_lacks()
-            self._screen.open(place, "arca run -c FILE" + (" --forward ..." if why else ""), no_grpc)
+            gaps = lacks()
+            self._screen.open(place, "arca run -c FILE" + (" --forward ..." if why else ""), gaps)
             left_over.callback(self._screen.close)
             application = Application(folder)
             left_over.callback(application.close)
             self._enter(nginx(place, folder))
             proxies = [self._enter(Arca(host, place, folder)) for host in BOTH]
-            to_come: list[Arca | GrpcService] = [*proxies]
-            if not no_grpc:
-                to_come.append(self._enter(GrpcService(place, folder)))
+            services = [
+                self._enter(make(place, folder)) for name, make in _SERVICES.items() if name not in gaps
+            ]
+            to_come: list[Arca | Service] = [*proxies, *services]
             for each in to_come:
                 self._until(each.is_ready, READY_SECONDS, f"{each.title} did not become ready")
 
-            clients: list[SteadyClient | GrpcClient] = []
             for family in place.families:
-                clients.append(self._enter(SteadyClient(family, place, folder)))
-                if not no_grpc:
-                    self._callers[family] = self._enter(GrpcClient(family, place, folder))
-            clients += self._callers.values()
-            self._play(place, play.REQUESTS if no_grpc else play.REQUESTS + play.CALLS)
+                self._clients.append(self._enter(HttpClient(family, place, folder)))
+                for kind in _ASKED:
+                    if kind.protocol not in gaps:
+                        client = self._enter(kind(family, place, folder))
+                        self._clients.append(client)
+                        self._asked[family, kind] = client
+            scenes: list[Scene] = [*play.REQUESTS]
+            for name, more in _SCENES.items():
+                scenes += () if name in gaps else more
+            self._play(place, scenes)
 
             # Those who ask end first, then the proxies, then who answers.
             self._now = "ending"
-            wrong = self._end(clients) + self._end(proxies)
-            wrong += self._end([each for each in self._company if each not in [*clients, *proxies]])
+            wrong = self._end(self._clients) + self._end(proxies)
+            wrong += self._end([each for each in self._company if each not in [*self._clients, *proxies]])
             self._look()
             self._screen.close()
-            judgement = records.judge(self._injected(clients), self._logs, place.directions)
+            judgement = records.judge(self._injected(), self._logs, place.directions)
         # Only now is everything taken away.
         wrong += judgement.wrong
         self._screen.report(self._logs, judgement, wrong, time.monotonic() - self._began)
@@ -165,40 +188,59 @@ class Show:
 
     def _play(self, place: Stage, scenes: Sequence[Scene]) -> None:
         numbers = itertools.count(1)
+        self._tried = {scene: [] for scene in scenes}
         self._wait(1.0)
-        for _ in range(play.ROUNDS):
-            for family in place.families:
-                for scene in scenes:
-                    self._act(scene, family, f"demo-{next(numbers)}-{scene.name}", place)
-                    self._wait(_PAUSE)
+        rounds = [family for _ in range(play.ROUNDS) for family in place.families]
+        aside = [scene for scene in scenes if _is_aside(scene)]
+        begun = [
+            (scene, self._begin(scene, family, next(numbers), place))
+            for family, scene in itertools.product(rounds, aside)
+        ]
+        for family, scene in itertools.product(rounds, scenes):
+            if scene not in aside:
+                self._finish(scene, self._begin(scene, family, next(numbers), place))
+                self._wait(_PAUSE)
+        self._now = "waiting for the end of what takes its time"
+        for scene, attempt in begun:
+            self._finish(scene, attempt)
         self._wait(0.5)
 
-    def _act(self, scene: Scene, family: Family, request_id: str, place: Stage) -> None:
-        self._now = f"{family}, {scene.what} (request id {request_id})"
-        attempt = self._begin(scene, family, request_id, place)
+    def _begin(self, scene: Scene, family: Family, number: int, place: Stage) -> Attempt:
+        name = f"demo-{number}-{scene.name}"
+        self._now = f"{family}, {scene.what} ({name})"
+        match scene:
+            case Request():
+                return Curl(scene, family, name, place)
+            case GrpcCall():
+                return Favour(scene, name, self._asked[family, GrpcClient])
+            case ThriftCall():
+                return Favour(scene, name, self._asked[family, ThriftClient])
+            case MqttSession():
+                return Favour(scene, name, self._asked[family, MqttClient])
+
+    def _finish(self, scene: Scene, attempt: Attempt) -> None:
         try:
             self._until(attempt.has_ended, 12.0, f"{scene.what}: its client did not end")
         finally:
             amiss = attempt.end()
-        self._tried[scene].append(request_id)
+        self._tried[scene] += attempt.course.judged
+        if isinstance(attempt, Favour):
+            self._around[attempt.client.around] += attempt.course.around
         if amiss is not None:
             self._amiss[scene].append(amiss)
 
-    def _begin(self, scene: Scene, family: Family, request_id: str, place: Stage) -> Attempt:
-        match scene:
-            case Request():
-                return Curl(scene, family, request_id, place)
-            case Call():
-                return GrpcCall(scene, request_id, self._callers[family])
-
-    def _injected(self, clients: list[SteadyClient | GrpcClient]) -> Iterator[Injected]:
-        for scene, request_ids in self._tried.items():
-            yield Injected(scene.what, scene.expected, request_ids, self._amiss[scene])
-        for steady in dict.fromkeys(client.steady for client in clients):
-            seen = [client.seen() for client in clients if client.steady == steady]
-            request_ids = [request_id for each in seen for request_id in each.request_ids]
-            failures = [failure for each in seen for failure in each.failures]
-            yield Injected(steady, play.STEADY_EXPECTED, request_ids, failures)
+    def _injected(self) -> Iterator[Injected]:
+        for scene, ids in self._tried.items():
+            yield Injected(scene.what, scene.expected, ids, self._amiss[scene])
+        healthy: defaultdict[str, list[str]] = defaultdict(list)
+        failures: defaultdict[str, list[str]] = defaultdict(list)
+        for client in self._clients:
+            seen = client.seen()
+            healthy[client.steady] += seen.ids
+            healthy[client.around] += seen.around
+            failures[client.steady] += seen.failures
+        for what, ids in healthy.items():
+            yield Injected(what, play.STEADY_EXPECTED, ids + self._around[what], failures[what])
 
     # ---- time
 

@@ -71,7 +71,14 @@ class Stage(Protocol):
 
 # ---- with root
 
-_PORTS = {Port.WEB: 80, Port.HTTP2: 81, Port.GRPC: 9000, Port.CLOSED: 8080}
+_PORTS = {
+    Port.WEB: 80,
+    Port.HTTP2: 81,
+    Port.GRPC: 9000,
+    Port.THRIFT: 9090,
+    Port.MQTT: 1883,
+    Port.CLOSED: 8080,
+}
 _IFA_F_NODAD = 0x02  # linux/if_addr.h: otherwise the address cannot be used for a second or two
 
 

@@ -52,6 +52,26 @@ GRPC_FAULTS = {
     "steady gRPC: unary, stream, both ways": "ok",
 }
 
+THRIFT_FAULTS = {
+    "a Thrift method throws what it declares": "application/thrift_exception",
+    "a Thrift method fails, undeclared": "application/thrift_exception",
+    "a Thrift method that the service has not": "application/thrift_exception",
+    "the Thrift service closes in mid-call": "application/closed_early",
+    "control: Thrift oneway": "ok",
+    "steady Thrift: calls and oneway": "ok",
+}
+MQTT_FAULTS = {
+    "an MQTT client has a wrong password": "application/mqtt_refused",
+    "an MQTT client publishes where it may not": "application/mqtt_refused",
+    "an MQTT client silent past its keep-alive": "client/keepalive_missed",
+    "an MQTT client is gone without DISCONNECT": "client/canceled",
+    "control: MQTT, idle and pinging": "ok",
+    "control: MQTT, a retained message": "ok",
+    "control: MQTT, QoS 2": "ok",
+    "steady MQTT: QoS 0, 1, 2, to a subscriber": "ok",
+    "MQTT CONNECT, SUBSCRIBE, DISCONNECT": "ok",
+}
+
 # What a kind of call must come to in the list of outcomes, with the messages to the service and back.
 CALLS = {
     ("application/grpc_status", "demo.Stock/Find -> NOT_FOUND"): (1, 0),
@@ -64,7 +84,13 @@ CALLS = {
     ("ok", "demo.Stock/Sync -> OK"): (3, 3),
 }
 
-needs_grpc = pytest.mark.skipif(actors.grpc_lacks() is not None, reason=str(actors.grpc_lacks()))
+GAPS = actors.lacks()
+
+
+def needs(protocol: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(protocol in GAPS, reason=GAPS.get(protocol, ""))
+
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces, rules and other users")
 
 # Nobody's uid and none of root's powers but reading, so that it can use a Python in root's home.
@@ -162,7 +188,10 @@ def named(output: str) -> dict[str, str]:
 
 
 def expected_faults() -> dict[str, str]:
-    return FAULTS if actors.grpc_lacks() else FAULTS | GRPC_FAULTS
+    faults = dict(FAULTS)
+    for protocol, more in (("gRPC", GRPC_FAULTS), ("Thrift", THRIFT_FAULTS), ("MQTT", MQTT_FAULTS)):
+        faults |= {} if protocol in GAPS else more
+    return faults
 
 
 def calls(output: str) -> dict[tuple[str, str], tuple[int, int]]:
@@ -195,18 +224,20 @@ def test_every_fault_gets_its_verdict_in_less_than_a_minute(as_root: tuple[Demo,
 
 def test_both_directions_of_both_families_are_shown(as_root: tuple[Demo, int, str, float]) -> None:
     _, _, output, _ = as_root
-    protocols = {80: "http/1.1", 81: "http/2", 9000: "grpc"}
-    if actors.grpc_lacks():
-        del protocols[9000]
+    protocols = {80: "http/1.1", 81: "http/2"}
+    for name, port in (("gRPC", 9000), ("Thrift", 9090), ("MQTT", 1883)):
+        if name not in GAPS:
+            protocols[port] = name.lower()
     for client, server in (("10.72.0.1", "10.72.0.2"), ("fd72::1", "[fd72::2]")):
         for host, direction in (("client", "outbound"), ("server", "inbound")):
             for port, protocol in protocols.items():
                 ends = f"{client} -> {server}:{port}"
                 edge = rf" {host} +{re.escape(ends)} +{direction} +{re.escape(protocol)} "
-                assert re.search(edge, output), output
+                latency = r".* \d+\.\d +\d+\.\d *$"
+                assert re.search(edge + latency, output, re.MULTILINE), output
 
 
-@needs_grpc
+@needs("gRPC")
 def test_grpc_calls_show_their_status_and_their_messages(as_root: tuple[Demo, int, str, float]) -> None:
     _, _, output, _ = as_root
     assert calls(output) == CALLS
@@ -215,6 +246,46 @@ def test_grpc_calls_show_their_status_and_their_messages(as_root: tuple[Demo, in
     watched = re.search(r"messages: 1 to the service, 5 back, the first after (\S+) of (\S+) ms", output)
     assert watched is not None, output
     assert float(watched[2]) - float(watched[1]) >= 15.0
+
+
+@needs("Thrift")
+def test_thrift_calls_show_their_exception(as_root: tuple[Demo, int, str, float]) -> None:
+    _, _, output, _ = as_root
+    for outcome in (
+        r"application/thrift_exception +1\.00 reserve -> exception_1 ",
+        r"application/thrift_exception +1\.00 price -> INTERNAL_ERROR ",
+        r"application/thrift_exception +1\.00 weigh -> UNKNOWN_METHOD ",
+        r"application/closed_early +0\.90 ship -> no answer ",
+        r"ok +1\.00 note -> done ",
+        r"framed binary, sequence id \d+, no place for a trace id, at both",
+    ):
+        assert re.search(outcome, output), outcome
+    assert '"there is no left-handed hammer"' in output
+
+
+@needs("MQTT")
+def test_mqtt_exchanges_show_their_reason_and_messages_keep_their_trace(
+    as_root: tuple[Demo, int, str, float],
+) -> None:
+    _, _, output, _ = as_root
+    for outcome in (
+        r"application/mqtt_refused +1\.00 CONNECT -> Not authorized ",
+        r"application/mqtt_refused +1\.00 PUBLISH prices -> Not authorized ",
+        r"client/keepalive_missed +0\.\d\d PINGREQ -> no answer ",
+        r"client/canceled +\d\.\d\d DISCONNECT -> no answer ",
+        r"ok +1\.00 PUBLISH orders -> ",
+        r"ok +1\.00 PUBLISH stock/IPv6/bolts to its subscriber -> ",
+        r"MQTT 5, QoS 2, client demo-\d+-mqtt-qos2, trace id [0-9a-f]{32}, at both",
+    ):
+        assert re.search(outcome, output), outcome
+    shared, delivered = re.findall(r"✓ (\d+) of (\d+) MQTT messages have it from their publisher", output)[0]
+    assert int(shared) == int(delivered) > 50
+
+
+def test_recall_and_precision_are_told(as_root: tuple[Demo, int, str, float]) -> None:
+    _, _, output, _ = as_root
+    told = r"✓ (\d+) of (\d+) faults got their verdict \(recall\), (\d+) of (\d+) that were called faults"
+    assert len(set(re.findall(told, output)[0])) == 1
 
 
 def test_the_same_ids_are_seen_at_both_proxies(as_root: tuple[Demo, int, str, float]) -> None:
@@ -291,16 +362,31 @@ def test_without_root_it_runs_on_loopback_and_says_what_root_would_add() -> None
         demo.assert_nothing_left()
 
 
-def test_without_grpcio_the_rest_is_played_and_the_gap_is_told(
+def test_without_its_libraries_the_rest_is_played_and_the_gaps_are_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "grpc", None)  # as Python notes what cannot be imported
+    for module in ("grpc", "thriftpy2", "paho"):
+        monkeypatch.setitem(sys.modules, module, None)  # as Python notes what cannot be imported
     monkeypatch.setattr(play, "ROUNDS", 1)
     monkeypatch.setattr(play, "REQUESTS", play.REQUESTS[:1])
     assert show.run() == 0
     said = capsys.readouterr().out
     assert "Without gRPC: grpcio is not installed" in said
+    assert "Without Thrift: thriftpy2 is not installed" in said
+    assert "Without MQTT: paho-mqtt is not installed" in said
+    assert "client -> ARCA -> ARCA -> nginx\n" in said
     assert named(said).keys() == {play.REQUESTS[0].what, play.STEADY_HTTP}
+
+
+@pytest.mark.skipif("MQTT" in GAPS, reason="needs paho-mqtt")
+def test_a_missing_broker_is_named_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "MQTT" not in actors.lacks()
+    monkeypatch.setattr(actors, "PATH", str(tmp_path))
+    assert actors.lacks()["MQTT"] == (
+        "the program mosquitto is missing (`make setup` as root, or install the package mosquitto)"
+    )
 
 
 def test_a_missing_program_is_named_with_what_to_install(

@@ -14,7 +14,9 @@ from proxy.demo.records import (
     Injected,
     Judgement,
     Log,
+    Mqtt,
     Tally,
+    Thrift,
     Verdict,
     edges,
     judge,
@@ -43,10 +45,12 @@ def exchange(
     )
 
 
-def judged(client: list[Exchange], server: list[Exchange], expected: Expected = BROKEN) -> Judgement:
+def judged(
+    client: list[Exchange], server: list[Exchange], expected: Expected = BROKEN, known_as: str = "one"
+) -> Judgement:
     logs = {host: Log(Path("none")) for host in BOTH}
     logs[Host.CLIENT].exchanges, logs[Host.SERVER].exchanges = client, server
-    return judge([Injected("a fault", expected, ["one"])], logs, DIRECTIONS)
+    return judge([Injected("a fault", expected, [known_as])], logs, DIRECTIONS)
 
 
 def test_what_is_named_as_expected_at_both_is_right() -> None:
@@ -85,6 +89,60 @@ def test_an_exchange_that_nobody_began_is_wrong() -> None:
 def test_two_trace_ids_for_one_request_are_wrong() -> None:
     judgement = judged([exchange(Host.CLIENT)], [exchange(Host.SERVER, trace_id="other")])
     assert judgement.wrong == ("1 of 1 requests had two trace ids",)
+
+
+def test_a_missing_trace_id_is_wrong_where_there_is_a_place_for_one() -> None:
+    untraced = [replace(exchange(host), trace_id=None) for host in BOTH]
+    assert judged(untraced[:1], untraced[1:]).wrong == ("1 of 1 requests had two trace ids",)
+    calls = [replace(each, thrift=Thrift("framed", "binary", False, 7)) for each in untraced]
+    judgement = judged(calls[:1], calls[1:], known_as="sequence 7")
+    assert (judgement.wrong, judgement.at_both) == ((), 0)
+
+
+def test_recall_and_precision_count_at_each_proxy() -> None:
+    right = judged([exchange(Host.CLIENT)], [exchange(Host.SERVER)])
+    assert (right.faults, right.named, right.called_faults) == (2, 2, 2)
+    fine = Verdict("ok", None, 1.0, None, None)
+    missed = judged([exchange(Host.CLIENT)], [replace(exchange(Host.SERVER), verdict=fine)])
+    assert (missed.faults, missed.named, missed.called_faults) == (2, 1, 1)
+    too_many = judged([exchange(Host.CLIENT), exchange(Host.CLIENT, "stray")], [exchange(Host.SERVER)])
+    assert (too_many.faults, too_many.named, too_many.called_faults) == (2, 2, 3)
+
+
+def message(host: Host, sender: str, trace_id: str | None = "t") -> Exchange:
+    client_id = "publisher" if sender == "client" else "subscriber"
+    packet = Mqtt(5, client_id, sender, qos=1, retain=False)
+    return replace(exchange(host), method="PUBLISH", target="stock", trace_id=trace_id, mqtt=packet)
+
+
+def test_a_message_shares_its_trace_with_its_delivery_at_both() -> None:
+    client, server = ([message(host, sender) for sender in ("client", "server")] for host in BOTH)
+    judgement = judged(client, server)
+    assert (judgement.delivered, judgement.shared) == (1, 1)
+    told = "1 of 1 MQTT messages had another trace id when delivered"
+    assert told in judged(client, server[1:]).wrong
+    assert told in judged([client[0], message(Host.CLIENT, "server", "other")], server[:1]).wrong
+    assert judged(client[:1], server[:1]).delivered == 0
+
+
+def test_what_a_client_knows_an_exchange_by() -> None:
+    untraced = replace(exchange(Host.CLIENT), request_id=None, trace_id=None)
+    assert untraced.known_as == "none"
+    assert exchange(Host.CLIENT, "four").known_as == "four"
+    assert replace(untraced, thrift=Thrift("framed", "binary", False, 7)).known_as == "sequence 7"
+    session = replace(untraced, method="CONNECT", mqtt=Mqtt(5, "publisher", "client"))
+    assert session.known_as == "publisher CONNECT"
+    assert message(Host.CLIENT, "server").known_as == "subscriber PUBLISH t"
+
+
+def test_a_packet_is_told_by_type_topic_and_reason() -> None:
+    published = replace(message(Host.CLIENT, "client"), code="Not authorized")
+    assert (published.request, published.answer) == ("PUBLISH stock", "Not authorized")
+    fine = Verdict("ok", None, 1.0, None, None)
+    delivered = replace(message(Host.CLIENT, "server"), verdict=fine)
+    assert (delivered.request, delivered.answer) == ("PUBLISH stock to its subscriber", "done")
+    gone = replace(published, method="DISCONNECT", target=None, code=None)
+    assert (gone.request, gone.answer) == ("DISCONNECT", "no answer")
 
 
 def test_a_wrong_direction_is_wrong() -> None:
