@@ -109,5 +109,6 @@ cdef class Thrift(Codec):
     cdef Exchange _unread_reply(self)
     cdef Exchange _unread_call(self)
     cdef _fault(self, Lane lane, str reason, str text, double now)
+    cdef _message_fault(self, Lane lane, double now)
     cdef _give_up(self, str reason, double now)
     cdef _refuse(self, End how, int error, double now)

@@ -27,7 +27,7 @@ from protocols.thrift_header cimport (
     BROKEN, HEADER_PREFIX, HeaderBlock, MAX_HEADER, MIN_HEADER_FRAME, OTHER, ZLIB,
 )
 from protocols.thrift_messages cimport (
-    CALL, EXCEPTION, FAULTY, HEAD_READ, MAX_NAME, MORE, ONEWAY, OVER, REPLY, Reader, Step, TOO_DEEP, begin_message,
+    CALL, EXCEPTION, FAULTY, Fault, HEAD_READ, MAX_NAME, MORE, ONEWAY, OVER, REPLY, Reader, Step, TOO_DEEP, begin_message,
     read_message,
 )
 
@@ -201,7 +201,7 @@ cdef class Thrift(Codec):
             lane.uncounted -= lane.prefix_length - of_frame
             self._read(lane, lane.prefix + of_frame, lane.prefix_length - of_frame, now)
         elif look == NO_THRIFT:
-            self._fault(lane, "not_thrift", "a message that begins neither as one of Thrift's protocols nor as a frame", now)
+            self._fault(lane, "not_thrift", "bytes that begin neither a frame nor a message of Thrift", now)
         elif look == EMPTY:
             self._fault(lane, "not_thrift", "a frame without a message", now)
         elif look == TOO_LARGE:
@@ -269,9 +269,7 @@ cdef class Thrift(Codec):
         lane.uncounted += used
         lane.frame_left -= used
         if step == FAULTY:
-            self._fault(
-                lane, "too_deep" if lane.reader.fault == TOO_DEEP else "not_thrift", FAULTS[lane.reader.fault], now
-            )
+            self._message_fault(lane, now)
             return used
         if step == HEAD_READ:
             step = self._message_head(lane, now)
@@ -370,38 +368,34 @@ cdef class Thrift(Codec):
 
     cdef Py_ssize_t _inflate(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now) except -1:
         """Read a message through its transform, as far as there is something to note."""
-        cdef Py_ssize_t used = min(min(lane.frame_left, n), <Py_ssize_t>INFLATED_PIECE), read
+        cdef Py_ssize_t used = min(min(lane.frame_left, n), <Py_ssize_t>INFLATED_PIECE), at, read
         cdef bytes piece, waiting = p[:used]
         cdef Step step = MORE
         lane.uncounted += used
         lane.frame_left -= used
-        while step == MORE or step == HEAD_READ:
-            if step == MORE:
-                try:
-                    piece = lane.inflater.decompress(waiting, INFLATED_PIECE)
-                except zlib.error as error:
-                    self._fault(lane, "not_thrift", f"a payload that zlib cannot inflate: {error}", now)
-                    return used
-                waiting = lane.inflater.unconsumed_tail
-                lane.inflated += len(piece)
-                if not piece:
-                    break
-                read = 0
-            else:
-                piece = piece[read:]
-            step = read_message(
-                &lane.reader, <const unsigned char*>PyBytes_AS_STRING(piece), len(piece), &read
-            )
-            if step == FAULTY:
-                self._fault(
-                    lane, "too_deep" if lane.reader.fault == TOO_DEEP else "not_thrift", FAULTS[lane.reader.fault], now
-                )
+        while step == MORE and lane.inflated <= MAX_INFLATED:
+            try:
+                piece = lane.inflater.decompress(waiting, INFLATED_PIECE)
+            except zlib.error as error:
+                self._fault(lane, "not_thrift", f"a payload that zlib cannot inflate: {error}", now)
                 return used
-            if step == HEAD_READ:
-                step = self._message_head(lane, now)
-                if self.over:
-                    return used
-        if step == OVER or lane.inflated > MAX_INFLATED and lane.head_read:
+            if not piece:
+                break
+            waiting = lane.inflater.unconsumed_tail
+            lane.inflated += len(piece)
+            at = 0
+            while step == MORE and at < len(piece):
+                step = read_message(
+                    &lane.reader, <const unsigned char*>PyBytes_AS_STRING(piece) + at, len(piece) - at, &read
+                )
+                at += read
+                if step == HEAD_READ:
+                    step = self._message_head(lane, now)
+                    if self.over:
+                        return used
+        if step == FAULTY:
+            self._message_fault(lane, now)
+        elif step == OVER or lane.inflated > MAX_INFLATED:
             self._note_result(lane)
             lane.inflater = None
             if lane.frame_left:
@@ -425,7 +419,7 @@ cdef class Thrift(Codec):
             lane.exchange = self._asked(r)
             if lane.exchange is not None:
                 lane.exchange.first_byte = lane.began
-        return OVER if r.brief and (r.type == CALL or r.type == ONEWAY) else HEAD_READ
+        return OVER if r.brief and (r.type == CALL or r.type == ONEWAY) else MORE
 
     cdef _begin_call(self, Lane lane, double now):
         cdef Reader* r = &lane.reader
@@ -489,9 +483,10 @@ cdef class Thrift(Codec):
         call = exchange.thrift
         if r.type == EXCEPTION:
             exchange.failed = True
-            call.exception_type = r.exception_type if r.exception_type >= 0 else 0
+            # What leaves its type out is UNKNOWN.
+            call.exception_type = r.exception_type
             exchange.code = (
-                _EXCEPTION_TYPES[call.exception_type] if call.exception_type < len(_EXCEPTION_TYPES)
+                _EXCEPTION_TYPES[call.exception_type] if 0 <= call.exception_type < len(_EXCEPTION_TYPES)
                 else str(call.exception_type)
             )
         elif r.result_field:
@@ -689,6 +684,10 @@ cdef class Thrift(Codec):
             self._refuse(UNREADABLE, 0, now)
         else:
             self._give_up(reason, now)
+
+    cdef _message_fault(self, Lane lane, double now):
+        cdef Fault fault = lane.reader.fault
+        self._fault(lane, "too_deep" if fault == TOO_DEEP else "not_thrift", FAULTS[fault], now)
 
     cdef _give_up(self, str reason, double now):
         """From here on the bytes are carried without being read."""

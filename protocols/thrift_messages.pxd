@@ -55,7 +55,8 @@ cdef struct Reader:
     bint text_read
     bint result_known            # of a reply: the first field of its result, 0 without one
     int result_field
-    int exception_type           # of TApplicationException, -1 before it was read
+    bint type_read
+    int exception_type           # of TApplicationException
 
     bint wants_text              # the first string field of the struct that is being read is to be noted
     int field                    # id of the field that is being read

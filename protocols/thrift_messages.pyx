@@ -140,7 +140,8 @@ cdef void begin_message(Reader* r, bint brief) noexcept nogil:
     r.text_length = 0
     r.text_read = r.result_known = r.wants_text = False
     r.result_field = 0
-    r.exception_type = -1
+    r.exception_type = 0
+    r.type_read = False
     r.skip = 0
     r.depth = 0
     _expect(r, FIRST, 1)
@@ -258,7 +259,7 @@ cdef Step _end_struct(Reader* r) noexcept nogil:
 cdef inline bint _all_noted(Reader* r) noexcept nogil:
     if not r.brief:
         return False
-    return r.text_read and (r.type != EXCEPTION or r.exception_type >= 0)
+    return r.text_read and (r.type != EXCEPTION or r.type_read)
 
 
 cdef Step _begin_body(Reader* r) noexcept nogil:
@@ -359,6 +360,7 @@ cdef Step _take(Reader* r, const unsigned char* q) noexcept nogil:
             r.exception_type = <int>(<long long>(r.varint >> 1) ^ -<long long>(r.varint & 1))
         else:
             r.exception_type = <int>_u32(q)
+        r.type_read = True
         r.state = NEXT
         return OVER if _all_noted(r) else MORE
     if state == VARINT_VALUE:
