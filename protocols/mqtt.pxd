@@ -69,6 +69,7 @@ cdef class Mqtt(Codec):
     cdef int version
     cdef int keep_alive              # seconds, 0 for none
     cdef bytes client_id
+    cdef bytes will_topic            # what the server sends when no DISCONNECT ends the session (section 3.1.2.5)
     cdef double heard                # downstream's newest bytes
     cdef double heard_upstream
     cdef int no_upstream             # errno of the dial that failed, 0 if none did

@@ -311,7 +311,7 @@ cdef class Mqtt(Codec):
         details.keep_alive = connect.keep_alive
         details.clean_start = connect.clean_start
         if connect.has_will:
-            details.will_topic = _cut(f, &connect.will_topic)
+            details.will_topic = self.will_topic = _cut(f, &connect.will_topic)
         if self.version == 5:
             self.up.foreign &= ~(1 << DISCONNECT)
         self.up.max_packet = connect.maximum_packet_size
@@ -807,6 +807,7 @@ cdef class Mqtt(Codec):
             self._tell_miss(now)
         elif not self.missed:
             exchange = self._make(False, DISCONNECT, max(self.heard, self.heard_upstream))
+            exchange.mqtt.will_topic = self.will_topic
             exchange.error = error
             self._finish(exchange, how, now)
         self.keep_alive = 0
