@@ -1,4 +1,4 @@
-"""The user property ``traceparent`` of a version 5 PUBLISH: added, continued or left alone; nothing else is."""
+"""The user property ``traceparent`` of a version 5 PUBLISH: added, continued or left alone, and no other."""
 
 from __future__ import annotations
 
