@@ -93,8 +93,7 @@ cdef class Thrift(Codec):
     cdef Py_ssize_t _read(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now) except -1
     cdef Py_ssize_t _pass(self, Lane lane, Py_ssize_t n, double now) except -1
     cdef Py_ssize_t _head(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now) except -1
-    cdef Py_ssize_t _beyond(self, Lane lane, Py_ssize_t n, double now) except -1
-    cdef _begin_payload(self, Lane lane, double now)
+    cdef Py_ssize_t _beyond(self, Lane lane, Py_ssize_t n) except -1
     cdef Py_ssize_t _inflate(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now) except -1
     cdef Step _message_head(self, Lane lane, double now) except *
     cdef _begin_call(self, Lane lane, double now)

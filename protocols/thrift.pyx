@@ -144,7 +144,7 @@ cdef class Thrift(Codec):
                 elif lane.stage == HEAD:
                     position += self._head(lane, p + position, n - position, now)
                 elif lane.stage == BEYOND:
-                    position += self._beyond(lane, n - position, now)
+                    position += self._beyond(lane, n - position)
                 else:
                     position += self._inflate(lane, p + position, n - position, now)
                 if lane.instead is not None:
@@ -334,6 +334,9 @@ cdef class Thrift(Codec):
             else:
                 self._give_up("protocol", now)
             return used
+        if lane.frame_left == 0:
+            self._fault(lane, "not_thrift", BEYOND_FRAME, now)
+            return used
         self._let_go(lane, block.became)
         lane.request_id = block.request_id
         if block.trace is not None:
@@ -348,23 +351,17 @@ cdef class Thrift(Codec):
         lane.inflated = 0
         begin_message(&lane.reader, True)
         lane.stage = BEYOND
-        if lane.beyond == 0:
-            self._begin_payload(lane, now)
+        self._beyond(lane, 0)
         return used
 
-    cdef Py_ssize_t _beyond(self, Lane lane, Py_ssize_t n, double now) except -1:
+    cdef Py_ssize_t _beyond(self, Lane lane, Py_ssize_t n) except -1:
         """What of a head is too long to be collected."""
         cdef Py_ssize_t used = min(lane.beyond, n)
         lane.uncounted += used
         lane.beyond -= used
         if lane.beyond == 0:
-            self._begin_payload(lane, now)
+            lane.stage = MESSAGE if lane.inflater is None else INFLATING
         return used
-
-    cdef _begin_payload(self, Lane lane, double now):
-        lane.stage = MESSAGE if lane.inflater is None else INFLATING
-        if lane.frame_left == 0:
-            self._fault(lane, "not_thrift", BEYOND_FRAME, now)
 
     cdef Py_ssize_t _inflate(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now) except -1:
         """Read a message through its transform, as far as there is something to note."""
