@@ -49,8 +49,9 @@ def last(caller: Caller) -> tuple[object, ...]:
     return exchange.method, exchange.code, exchange.failed, packet.reason
 
 
-def quiet(version: int, **fields: int) -> bytes:
-    return publish(version, held=QUIET if version == 5 else b"", **fields)
+def quiet(version: int, *, qos: int = 0, packet_id: int = 1, flags: int = 0) -> bytes:
+    held = QUIET if version == 5 else b""
+    return publish(version, qos=qos, packet_id=packet_id, flags=flags, held=held)
 
 
 @VERSIONS

@@ -74,9 +74,9 @@ def test_what_paho_reads_of_it_is_what_paho_wrote_and_one_more() -> None:
     found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     _, used = found.unpack(body[5:])  # type: ignore[no-untyped-call]
     assert body[5 + used :] == b"21.5"
-    expected = held.json()
+    expected = held.json()  # type: ignore[no-untyped-call]
     expected["UserProperty"] = [*expected["UserProperty"], ("traceparent", NEW_TRACEPARENT.decode())]
-    assert found.json() == expected
+    assert found.json() == expected  # type: ignore[no-untyped-call]
 
 
 @SIDES
