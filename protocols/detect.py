@@ -57,6 +57,12 @@ _THRIFT_NAME: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123
 _THRIFT_STRICT: Final = b"\x80\x01\x00"
 _THRIFT_HEADER: Final = b"\x0f\xff"  # THeader's magic
 _MAX_THRIFT_NAME: Final = 255
+# A frame is never shorter than its smallest message, by its first byte: strict binary is version, name
+# length, sequence id and the stop of an empty struct; compact the same in one byte each, but two of version;
+# the header transport has 14 bytes before the message (doc/specs/HeaderFormat.md).
+_SMALLEST_FRAME: Final = {0x80: 13, 0x82: 5, 0x0F: 14}
+# Name, level, flags, keep-alive and the length of a client id: MQTT 3.1.1 section 3.1, the shortest of all.
+_SMALLEST_CONNECT: Final = 12
 
 
 def recognise(first: bytes) -> Recognised:
@@ -160,11 +166,13 @@ def _thrift_framed(first: bytes) -> Recognised:
         return Recognised.PASS
     length = int.from_bytes(first[:4])
     message = first[4:]
+    if length < _SMALLEST_FRAME.get(message[0], 0):
+        return Recognised.TCP
     match message[0]:
         case 0x80 | 0x82:
-            return _thrift_message(message) if length else Recognised.TCP
+            return _thrift_message(message)
         case 0x0F:
-            if not _THRIFT_HEADER.startswith(message[:2]) or not length:
+            if not _THRIFT_HEADER.startswith(message[:2]):
                 return Recognised.TCP
             return Recognised.PASS if len(message) < 2 else Recognised.THRIFT
         case 0x00:
@@ -189,11 +197,14 @@ def _thrift_old(name_length: int, rest: bytes, most: int) -> Recognised:
 
 def _mqtt(first: bytes) -> Recognised:
     """CONNECT: remaining length of one to four bytes, protocol name, level (MQTT 5.0 section 3.1)."""
-    at = 1
+    at, remaining = 1, 0
     while at < len(first) and first[at] & 0x80:
+        remaining |= (first[at] & 0x7F) << 7 * (at - 1)
         at += 1
         if at > 4:
             return Recognised.TCP
+    if at < len(first) and remaining | first[at] << 7 * (at - 1) < _SMALLEST_CONNECT:
+        return Recognised.TCP
     header = first[at + 1 :]
     for name, levels in ((b"\x00\x04MQTT", (3, 4, 5)), (b"\x00\x06MQIsdp", (3,))):
         if header.startswith(name) and len(header) > len(name):

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import socket
+from typing import TYPE_CHECKING
+
+import paho.mqtt.client as paho
 import pytest
+import thriftpy2
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from thrift.protocol.TBinaryProtocol import TBinaryProtocol  # type: ignore[import-untyped]
+from thrift.protocol.TCompactProtocol import TCompactProtocol  # type: ignore[import-untyped]
+from thrift.protocol.THeaderProtocol import THeaderProtocol  # type: ignore[import-untyped]
+from thrift.Thrift import TMessageType  # type: ignore[import-untyped]
+from thrift.transport import TTransport  # type: ignore[import-untyped]
+from thriftpy2.protocol import TBinaryProtocol as ThriftPyBinary
+from thriftpy2.protocol import TCompactProtocol as ThriftPyCompact
+from thriftpy2.thrift import TClient
+from thriftpy2.transport import TBufferedTransport, TFramedTransport, TMemoryBuffer
 
 from protocols.detect import METHODS, Recognised, recognise, recognise_server
+from tests.ports import free_port
 from tests.unit.http1_corpus import REQUESTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HTTP_1, HTTP_2, TLS, THRIFT, MQTT, TCP, HOLD, PASS = Recognised
 
@@ -43,6 +63,10 @@ PROOFS = [
     (b"\x10\x80\x80\x80\x01\x00\x04MQTT\x05\x02", 12, MQTT, PASS),
     (b"\x10\x0e\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x00", 11, MQTT, PASS),
     (b"\x10\x0c\x00\x04MQTT\x84", 9, MQTT, PASS),
+    (b"\x10\x0e\x00\x06MQIsdp\x83", 11, MQTT, PASS),  # a bridge of mosquitto's, with 3.1
+    (b"\x10\x8c\x00\x00\x04MQTT\x04", 10, MQTT, PASS),  # a length in more bytes than it needs
+    (b"\x00\x00\x00\x0d\x80\x01\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00", 8, THRIFT, PASS),
+    (b"\x00\x00\x00\x05\x82\x21\x00\x00\x00", 6, THRIFT, PASS),
 ]
 
 # What can only be opaque, and the byte that says so.
@@ -100,7 +124,12 @@ OPAQUE = [
     (b"\x00\x00\x00\x04pi\x00", 7),
     (b"\x00\x00\x01\x00p", 5),
     (b"\x00\x00\x00\x0c\x00\x00\x00\x04ping", 8),  # the name fits, type and sequence id do not
+    (b"\x00\x00\x00\x0c\x80\x01\x00\x01", 5),
+    (b"\x00\x00\x00\x04\x82\x21", 5),
+    (b"\x00\x00\x00\x0d\x0f\xff", 5),
     (b"\x10\x80\x80\x80\x80", 5),
+    (b"\x10\x0b\x00\x04MQTT", 2),
+    (b"\x10\x80\x00\x00\x04MQTT", 3),
     (b"\x10\x0c\x00\x05", 4),
     (b"\x10\x0c\x00\x04MQTX", 8),
     (b"\x10\x0c\x00\x04MQTT\x06", 9),
@@ -184,6 +213,75 @@ def test_a_server_that_begins_with_settings_speaks_http_2(greeting: bytes) -> No
 )
 def test_any_other_server_that_speaks_first_is_opaque(greeting: bytes) -> None:
     assert recognise_server(greeting) is TCP
+
+
+def thriftpy2_call(protocol: type, transport: type) -> bytes:
+    """What thriftpy2 sends for ``ping()``."""
+    service = thriftpy2.load_fp(io.StringIO("service Calculator { void ping() }"), "calculator_thrift")
+    memory = TMemoryBuffer()  # type: ignore[no-untyped-call]
+    TClient(service.Calculator, protocol(transport(memory)))._send("ping")
+    return bytes(memory.getvalue())  # type: ignore[no-untyped-call]
+
+
+def apache_call(send: Callable[[object], TBinaryProtocol], kind: int) -> bytes:
+    """What Apache's library sends for ``Calculator:ping`` with no argument."""
+    memory = TTransport.TMemoryBuffer()
+    protocol = send(memory)
+    protocol.writeMessageBegin("Calculator:ping", kind, 1)
+    protocol.writeStructBegin("ping_args")
+    protocol.writeFieldStop()
+    protocol.writeStructEnd()
+    protocol.writeMessageEnd()
+    protocol.trans.flush()
+    return bytes(memory.getvalue())
+
+
+APACHE: dict[str, Callable[[object], TBinaryProtocol]] = {
+    "buffered binary": TBinaryProtocol,
+    "buffered binary old": lambda memory: TBinaryProtocol(memory, strictWrite=False),
+    "buffered compact": TCompactProtocol,
+    "framed binary": lambda memory: TBinaryProtocol(TTransport.TFramedTransport(memory)),
+    "framed binary old": lambda memory: TBinaryProtocol(
+        TTransport.TFramedTransport(memory), strictWrite=False
+    ),
+    "framed compact": lambda memory: TCompactProtocol(TTransport.TFramedTransport(memory)),
+    "header": lambda memory: THeaderProtocol(memory, {}),
+}
+
+
+@pytest.mark.parametrize("kind", [TMessageType.CALL, TMessageType.ONEWAY])
+@pytest.mark.parametrize("name", APACHE)
+def test_what_apaches_thrift_sends_is_thrift(name: str, kind: int) -> None:
+    proven_and_passed(apache_call(APACHE[name], kind), THRIFT)
+
+
+@pytest.mark.parametrize("transport", [TBufferedTransport, TFramedTransport])
+@pytest.mark.parametrize("protocol", [ThriftPyBinary, ThriftPyCompact])
+def test_what_thriftpy2_sends_is_thrift(protocol: type, transport: type) -> None:
+    proven_and_passed(thriftpy2_call(protocol, transport), THRIFT)
+
+
+@pytest.mark.parametrize("version", [paho.MQTTv31, paho.MQTTv311, paho.MQTTv5])
+@pytest.mark.parametrize("will", [b"", b"x" * 20_000])
+def test_what_paho_sends_is_mqtt(version: int, will: bytes) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as listening:
+        client = paho.Client(CallbackAPIVersion.VERSION2, "door", protocol=MQTTProtocolVersion(version))
+        client.will_set("gone", will)
+        client.connect(*listening.getsockname())
+        accepted, _ = listening.accept()
+        with accepted:
+            while client.want_write():
+                client.loop_write()
+            sent = accepted.recv(1000)
+        client.disconnect()
+    proven_and_passed(sent, MQTT)
+
+
+def proven_and_passed(sent: bytes, found: Recognised) -> None:
+    """However few bytes came, they go on until they prove it."""
+    answers = [recognise(sent[:n]) for n in range(1, len(sent) + 1)]
+    assert answers[-1] is found
+    assert set(answers) == {PASS, found}
 
 
 SEEDS = [sent for sent, *_ in PROOFS] + [sent for sent, _ in OPAQUE if len(sent) < 100]
