@@ -42,5 +42,5 @@ class Pair:
     def abort(self) -> None: ...
     def describe(self) -> dict[str, object]: ...
 
-def silent_pairs(pairs: set[Pair], now: float) -> list[Pair]:
-    """Those for which ``gone_silent`` is due at ``now`` (monotonic seconds)."""
+def silent_pairs(pairs: set[Pair], now: float, most: int) -> list[Pair]:
+    """At most ``most`` of those for which ``gone_silent`` is due at ``now`` (monotonic seconds)."""

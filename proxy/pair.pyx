@@ -947,15 +947,17 @@ cdef class Pair:
         }
 
 
-def silent_pairs(set pairs, double now):
-    """Those whose downstream has been silent for too long. What is not read may have been said: a pair that does
-    not read downstream for now is looked at again.
+def silent_pairs(set pairs, double now, Py_ssize_t most):
+    """At most so many of those whose downstream has been silent for too long. What is not read may have been said:
+    a pair that does not read downstream for now is looked at again.
     """
     cdef Pair pair
     cdef list found = []
     for pair in pairs:
         if pair.codec is not None and pair.codec.silent_after < now and not pair.refused and not pair.downstream.paused:
             found.append(pair)
+            if len(found) >= most:
+                break
     return found
 
 

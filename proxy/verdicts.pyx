@@ -325,15 +325,19 @@ def _blame_silence(Exchange exchange, str server):
     cdef double at_ms = round((exchange.ended - exchange.started) * 1000, 3)
     cdef int keep_alive = exchange.mqtt.keep_alive
     cdef double silence = round(exchange.mqtt.silence, 3)
+    cdef str said = ""
+    cdef tuple evidence = (
+        Evidence(Source.WIRE, "keep_alive", keep_alive, at_ms), Evidence(Source.WIRE, "silence", silence, at_ms),
+    )
+    if exchange.mqtt.reason >= 0:
+        said = f"; {server} ended the session with {exchange.code} (0x{exchange.mqtt.reason & 0xFF:02x})"
+        evidence += (Evidence(Source.WIRE, "mqtt_reason", exchange.code or "", at_ms),)
     return Verdict(
         # What did not come may have been lost on its way here: that it was not sent is not seen.
         Domain.CLIENT, Cause.KEEPALIVE_MISSED, Origin.DOWNSTREAM, Phase.IDLE, 0.8,
         f"The client sent nothing for {silence:.1f} s, and had promised a packet every {keep_alive} s (keep-alive; "
-        f"one and a half times that is {1.5 * keep_alive:.1f} s){_will(exchange.mqtt)}.",
-        _sockets_of(server),
-        (
-            Evidence(Source.WIRE, "keep_alive", keep_alive, at_ms), Evidence(Source.WIRE, "silence", silence, at_ms),
-        ),
+        f"one and a half times that is {1.5 * keep_alive:.1f} s){_will(exchange.mqtt)}{said}.",
+        _sockets_of(server), evidence,
     )
 
 

@@ -50,7 +50,9 @@ class House:
         loop = asyncio.get_running_loop()
         self.telemetry = Telemetry(self.cells, self.blocks.append)
         settings = Settings(**self.given)  # type: ignore[arg-type]
-        self.interceptor = Interceptor(loop, settings, self.telemetry, frozenset(), 10)
+        self.interceptor = Interceptor(
+            loop, settings, self.telemetry, frozenset(), settings.limits.max_connections
+        )
         self.upstream_port = free_port()
         self.listening = await asyncio.start_server(self._accept, "127.0.0.1", self.upstream_port)
         self.port = free_port()
@@ -186,6 +188,21 @@ def test_a_client_that_misses_its_keep_alive_is_told_of_once_while_the_connectio
         assert facts(house.told()[2]) == ("mqtt", "PINGREQ", None)
 
     run(talk)
+
+
+def test_when_many_fall_silent_at_once_all_are_told_of_a_hundred_at_a_time() -> None:
+    many = 130
+
+    async def talk(house: House) -> None:
+        for _ in range(many):
+            _, writer = await house.client()
+            writer.write(CONNECT_FOR_A_SECOND)
+            (await house.server())[1].write(CONNACK)
+        await house.until(lambda: len(house.told()) == 2 * many)
+        causes = [facts(line)[2] for line in house.told()]
+        assert causes.count("keepalive_missed") == many
+
+    run(talk, limits=Limits(max_connections=many + 1))
 
 
 def test_a_drained_session_is_told_of_and_an_idle_connection_is_not() -> None:

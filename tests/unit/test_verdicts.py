@@ -634,6 +634,16 @@ def test_a_keep_alive_that_was_missed_is_the_clients_with_the_figures() -> None:
     assert verdict.check == "ss -tnio '( sport = :80 or dport = :80 )'"
 
 
+def test_a_server_that_speaks_of_a_missed_keep_alive_is_quoted_with_the_figures() -> None:
+    verdict = of_mqtt(
+        End.KEEPALIVE_MISSED, b"DISCONNECT", by_upstream=True, failed=True, code="Keep Alive timeout",
+        mqtt_reason=0x8D, mqtt_keep_alive=10, mqtt_silence=15.0,
+    )  # fmt: skip
+    assert (verdict.domain, verdict.cause) == (Domain.CLIENT, Cause.KEEPALIVE_MISSED)
+    assert facts(verdict) == {"keep_alive": 10, "silence": 15.0, "mqtt_reason": "Keep Alive timeout"}
+    assert "; 10.0.0.1:80 ended the session with Keep Alive timeout (0x8d)." in (verdict.explain or "")
+
+
 @pytest.mark.parametrize(
     ("end", "error", "domain", "cause", "says"),
     [
