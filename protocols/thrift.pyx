@@ -27,8 +27,8 @@ from protocols.thrift_header cimport (
     BROKEN, HEADER_PREFIX, HeaderBlock, MAX_HEADER, MIN_HEADER_FRAME, OTHER, ZLIB,
 )
 from protocols.thrift_messages cimport (
-    CALL, EXCEPTION, FAULTY, Fault, HEAD_READ, MAX_NAME, MORE, ONEWAY, OVER, REPLY, Reader, Step, TOO_DEEP, begin_message,
-    read_message,
+    CALL, EXCEPTION, FAULTY, Fault, HEAD_READ, MAX_NAME, MORE, ONEWAY, OVER, REPLY, Reader, Step, TOO_DEEP,
+    begin_message, read_message,
 )
 
 from protocols.thrift_messages import FAULTS
@@ -212,7 +212,9 @@ cdef class Thrift(Codec):
         return used
 
     cdef Look _look(self, Lane lane, const unsigned char* p, Py_ssize_t n, Py_ssize_t* used):
-        """What the bytes so far say. Between transports as for encodings, one byte decides or the next is awaited."""
+        """What the bytes so far say: unframed messages begin with a magic or, in the old binary protocol, with the
+        length of a name; frames with their own, and with a message of either or the header transport's magic in them.
+        """
         cdef int k
         cdef unsigned char first
         used[0] = 0
@@ -557,7 +559,8 @@ cdef class Thrift(Codec):
 
     cdef _end_all(self, End how, int error, double now):
         """Everything in flight ends; an exchange whose answer is complete ended well."""
-        cdef Exchange exchange = self._unread_reply(), following
+        cdef Exchange exchange, following
+        self._unread_reply()
         exchange = self.oldest
         self.oldest = self.newest = self.down.exchange = self.up.exchange = None
         self.in_flight = 0

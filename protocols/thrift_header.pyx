@@ -75,7 +75,7 @@ cdef class HeaderBlock:
 
         Trace headers are read where ``ids`` are given, and continued in ``became`` where the head may change.
         """
-        cdef Py_ssize_t at = HEADER_PREFIX, protocol, count, id, infos, i
+        cdef Py_ssize_t at = HEADER_PREFIX, protocol, count, id
         self.transform = BROKEN
         if not _take_varint(p, n, &at, &protocol) or not _take_varint(p, n, &at, &count):
             return 0
@@ -97,6 +97,7 @@ cdef class HeaderBlock:
         self, const unsigned char* p, Py_ssize_t n, Py_ssize_t infos, Ids ids, bint may_change,
         unsigned int frame_limit
     ) except -1:
+        """Continue the trace in the info headers, which begin at ``infos``."""
         cdef Py_ssize_t at = infos, kind, count, start, length, pair, pairs = 0, i, end = infos
         cdef Py_ssize_t value, value_length, copied
         cdef list found = [], traceparents = [], tracestates = [], pieces = []

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from thrift.protocol.TBinaryProtocol import TBinaryProtocol
-from thrift.protocol.TCompactProtocol import TCompactProtocol
-from thrift.protocol.THeaderProtocol import THeaderProtocol
-from thrift.Thrift import TMessageType, TType
-from thrift.transport.THeaderTransport import THeaderClientType, THeaderSubprotocolID, THeaderTransformID
-from thrift.transport.TTransport import TFramedTransport, TMemoryBuffer
+from thrift.protocol.TBinaryProtocol import TBinaryProtocol  # type: ignore[import-untyped]
+from thrift.protocol.TCompactProtocol import TCompactProtocol  # type: ignore[import-untyped]
+from thrift.protocol.THeaderProtocol import THeaderProtocol  # type: ignore[import-untyped]
+from thrift.Thrift import TMessageType, TType  # type: ignore[import-untyped]
+from thrift.transport.THeaderTransport import THeaderClientType, THeaderSubprotocolID, THeaderTransformID  # type: ignore[import-untyped]
+from thrift.transport.TTransport import TFramedTransport, TMemoryBuffer  # type: ignore[import-untyped]
 
 CALL: Final = int(TMessageType.CALL)
 REPLY: Final = int(TMessageType.REPLY)
