@@ -122,6 +122,7 @@ cdef class Mqtt(Codec):
     cdef _end_session(self, End how, int error, double now)
     cdef _tell_miss(self, double now)
     cdef _give_up(self, Lane lane, Fault fault, Packet* packet, double now)
+    cdef _stop(self)
     cdef bytes _let_go(self, Lane lane)
     cdef _unreachable(self, double now)
     cdef _cut_off(self)

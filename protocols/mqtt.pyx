@@ -23,7 +23,7 @@ from protocols.exchange cimport (
     MqttPacket, TCP, UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_RST,
 )
 from protocols.mqtt_packets cimport (
-    AUTH, CONNACK, CONNECT, Connect, DISCONNECT, DUPLICATE, Fault, MAX_HEAD, MAX_TEXT, NOT_CONNECT, NOT_THIS_SIDES,
+    AUTH, CONNACK, CONNECT, Connect, DISCONNECT, DUPLICATE, Fault, MAX_TEXT, NOT_CONNECT, NOT_THIS_SIDES,
     NOT_UTF8, NO_PACKET_ID, OVERRUN, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, Properties,
     RETAIN, SECOND_CONNECT, SOUND, SUBACK, SUBSCRIBE, TRACEPARENT_LENGTH, Text, UNSUBACK, UNSUBSCRIBE, grown, measure,
     read_answer, read_connect, read_filters, read_grants, read_properties, well_formed, write_publish,
@@ -854,7 +854,7 @@ cdef class Mqtt(Codec):
         self._partial(self.up)
         self._end_all(how, error, now)
         self._end_session(how, error, now)
-        self.over = True
+        self._stop()
 
     cpdef dial_failed(self, int error, int status, str cause, str text, double now):
         if self.over:
@@ -897,7 +897,12 @@ cdef class Mqtt(Codec):
         self.successor = Opaque(TCP, now)
         self.signals |= SUCCEEDED
         self.silent_after = NEVER
+        self._stop()
+
+    cdef _stop(self):
+        """Nothing is read any more; and no cycle is left for the collector, which seldom runs."""
         self.over = True
+        self.down.other = self.up.other = None
 
     cdef bytes _let_go(self, Lane lane):
         """What was held back of a packet that will not be complete."""
@@ -921,4 +926,4 @@ cdef class Mqtt(Codec):
         self.refusal = Refusal(b"")
         self.signals |= REFUSED
         self.silent_after = NEVER
-        self.over = True
+        self._stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 from math import inf
 
 import pytest
@@ -163,6 +164,22 @@ def test_a_late_head_is_cut() -> None:
     conversation.caller.refuse_late_head()
     conversation.cut().exchange(method=b"CONNECT", end=End.HEAD_TIMEOUT)
     assert not established(5).caller.codec.awaits_head(inf)
+
+
+def test_a_session_that_is_over_leaves_nothing_for_the_collector() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for wrong in (b"", b"\x00\x00"):
+            codec = Mqtt(fixed_ids())
+            codec.from_downstream(connect(5), 1.0)
+            codec.from_upstream(connack(5), 1.0)
+            codec.from_downstream(publish(5, qos=1) + wrong, 1.0)
+            codec.end(End.UPSTREAM_FIN, 0, 2.0)
+            del codec
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 # -- a dial that failed
