@@ -14,6 +14,8 @@ cdef class Assembly:
         cdef void* grown
         if n < 0:
             raise ValueError("a piece of less than nothing")
+        if n == 0:
+            return 0  # to copy nothing from nowhere is undefined all the same
         if self.length + n > self.room:
             room = max(2 * self.room, self.length + n, 16 * 1024)
             grown = PyMem_Realloc(self.bytes, room)

@@ -79,7 +79,7 @@ class MqttPacket:
     keep_alive: int  # seconds, of CONNECT and of a missed keep-alive; -1 elsewhere
     clean_start: bool  # of CONNECT (clean session before version 5)
     session_present: int  # of CONNACK: 0, 1; -1 before it
-    will_topic: bytes | None  # of CONNECT
+    will_topic: bytes | None  # of CONNECT, and of the end of a session that makes the will due
     filters: int  # topic filters of SUBSCRIBE and UNSUBSCRIBE
     filters_refused: int  # of them
     silence: float  # seconds since downstream's last packet, of a missed keep-alive; -1 elsewhere
