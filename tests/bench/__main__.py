@@ -129,7 +129,9 @@ def _measure(bench: Bench, chosen: Collection[str], rounds: int, seconds: float)
             rows.MEMORY, "many requests", lambda arca: [rows.growth_row(measure_growth(bench, arca))]
         )
         measured += _once(
-            rows.MEMORY, "idle MQTT sessions", lambda arca: [rows.sessions_row(measure_sessions(bench, arca))]
+            rows.MEMORY,
+            "idle MQTT sessions",
+            lambda _: [rows.sessions_row(measure_sessions(bench, Arca("mqtt")))],
         )
     if "bodies" in chosen:
         measured += _once(rows.BODIES, "both ways", lambda arca: rows.body_rows(measure_bodies(bench, arca)))
