@@ -242,6 +242,7 @@ class Carrier(Arca):
     ) -> None:
         self.stage = Stage()
         self.log = directory / "exchanges.jsonl"
+        self._lines = _Lines(self.log)
         self.port, self.nowhere, self.listen = free_port(), free_port(), free_port()
         self.closed_port = free_port()
         file = directory / "arca.toml"
@@ -302,7 +303,7 @@ class Carrier(Arca):
         return found
 
     def logged(self) -> list[Row]:
-        return _rows(self.log)
+        return self._lines.so_far()
 
     def carried(self) -> list[Row]:
         """The pairs that are being carried."""
@@ -342,6 +343,7 @@ class Inside(Arca):
         self.namespace = namespace
         self.log = directory / f"exchanges-{namespace.name}.jsonl"
         self.log.unlink(missing_ok=True)
+        self._lines = _Lines(self.log)
         file = directory / f"{namespace.name}.toml"
         file.write_text(settings)
         super().__init__(
@@ -354,7 +356,7 @@ class Inside(Arca):
             return super().get(path, port)
 
     def exchanges_so_far(self) -> list[Row]:
-        return _rows(self.log)
+        return self._lines.so_far()
 
     def exchanges(self, count: int) -> list[Row]:
         """All exchanges so far, when there are ``count`` of them."""
@@ -397,12 +399,25 @@ def verdict(exchange: Row) -> tuple[object, object]:
     return found["domain"], found["cause"]
 
 
-def _rows(log: Path) -> list[Row]:
-    """The whole lines of an exchange log, as far as it was written."""
-    if not log.exists():
-        return []
-    text = log.read_bytes()
-    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+class _Lines:
+    """The whole lines of an exchange log, each read once: tests ask again and again until one is there."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._rows: list[Row] = []
+        self._read = 0  # bytes
+        self._lock = threading.Lock()
+
+    def so_far(self) -> list[Row]:
+        with self._lock:
+            if self._log.exists():
+                with self._log.open("rb") as file:
+                    file.seek(self._read)
+                    text = file.read()
+                text = text[: text.rfind(b"\n") + 1]
+                self._rows += [json.loads(line) for line in text.splitlines()]
+                self._read += len(text)
+            return list(self._rows)
 
 
 def _began(exchange: Row) -> float:

@@ -47,7 +47,7 @@ from tests.system.thrift_peers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.system.arca import Peer
@@ -151,11 +151,19 @@ def dialect(request: pytest.FixtureRequest) -> Dialect:
     return found
 
 
+@pytest.fixture
+def dialects(request: pytest.FixtureRequest) -> list[Dialect]:
+    """All of one library."""
+    if request.param == "apache":
+        request.getfixturevalue("apache")
+    return [each for each in DIALECTS if each.library == request.param]
+
+
+in_either_library = pytest.mark.parametrize("dialects", ["thriftpy2", "apache"], indirect=True)
+
+
 def in_every_dialect(dialects: list[Dialect] = DIALECTS) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("dialect", dialects, indirect=True, ids=str)
-
-
-in_every_wire = pytest.mark.parametrize("wire", WIRES, ids="-".join)
 
 
 def exchanges(arca: Carrier | Inside, client: Caller | Peer, count: int) -> list[Row]:
@@ -280,19 +288,27 @@ def test_clients_and_servers_of_different_makes(arca: Front, one: str, transport
     assert held(server, mine, arca.through(theirs)) == direct
 
 
-@in_every_dialect()
-def test_each_call_is_one_exchange(arca: Front, dialect: Dialect) -> None:
-    server = arca.serving(dialect)
-    with Caller(dialect, arca.through(dialect)) as client:
-        said = converse(client)
-        rows = exchanges(arca, client, len(said))
+@in_either_library
+def test_each_call_is_one_exchange(arca: Front, dialects: list[Dialect]) -> None:
+    conversations = []
+    for dialect in dialects:
+        arca.serving(dialect)
+        with Caller(dialect, arca.through(dialect)) as client:
+            conversations.append((dialect, client, converse(client)))
+    for dialect, client, said in conversations:
+        assert_each_is_told(dialect, said, exchanges(arca, client, len(said)))
+
+
+def assert_each_is_told(dialect: Dialect, said: list[Said], rows: list[Row]) -> None:
     prefix = f"{SERVICE}:" if dialect.multiplexed else ""
     assert [row["method"] for row in rows] == [prefix + each.method for each in said]
     for row, each in zip(rows, said, strict=True):
         call, error = of_call(row), each.outcome.error
         assert row["protocol"] == "thrift"
-        assert row["server"] == f"127.0.0.1:{server.port}"
         assert (row["target"], row["authority"], row["status"]) == (None, None, None)
+        ids = [row[key] for key in ("request_id", "trace_id", "span_id", "parent_id")]
+        # Nothing but the header transport has a place for them.
+        assert (ids == [None] * 4) is (dialect.transport != "header")
         assert (call["transport"], call["encoding"]) == (dialect.transport, dialect.encoding)
         assert call["oneway"] is (each.method == "note")
         assert verdict(row) == (THRIFT_EXCEPTION if error else OK_VERDICT)
@@ -316,15 +332,21 @@ def test_each_call_is_one_exchange(arca: Front, dialect: Dialect) -> None:
     assert {row["code"] for row in rows if verdict(row) == OK_VERDICT} == {None}
 
 
-@in_every_dialect([each for each in DIALECTS if each.multiplexed])
-def test_the_service_of_a_multiplexed_call_is_told(arca: Front, dialect: Dialect) -> None:
-    arca.serving(dialect)
-    with Caller(dialect, arca.through(dialect), service=OTHER) as client:
-        assert client.call("echo", "hello") == Outcome("hello")
-        client.call("note", "hello")
-        assert client.call("add", 1, 2) == Outcome(3)
+@in_either_library
+def test_the_service_of_a_multiplexed_call_is_told(arca: Front, dialects: list[Dialect]) -> None:
+    clients = []
+    for dialect in dialects:
+        if dialect.multiplexed:
+            server = arca.serving(dialect)
+            with Caller(dialect, arca.through(dialect), service=OTHER) as client:
+                assert client.call("echo", "hello") == Outcome("hello")
+                client.call("note", "hello")
+                assert client.call("add", 1, 2) == Outcome(3)
+            clients.append((client, server.port))
+    for client, port in clients:
         rows = exchanges(arca, client, 3)
-    assert [row["method"] for row in rows] == [f"{OTHER}:echo", f"{OTHER}:note", f"{OTHER}:add"]
+        assert [row["method"] for row in rows] == [f"{OTHER}:echo", f"{OTHER}:note", f"{OTHER}:add"]
+        assert {row["server"] for row in rows} == {f"127.0.0.1:{port}"}
 
 
 def test_50_clients_at_once_get_each_their_own(arca: Front) -> None:
@@ -411,15 +433,6 @@ def test_b3_headers_are_continued(arca: Front, dialect: Dialect) -> None:
     assert [key.lower() for key, _ in frame.pairs].count(b"x-request-id") == 1
 
 
-@in_every_dialect([each for each in DIALECTS if each.transport != "header"])
-def test_other_transports_have_no_ids(arca: Front, dialect: Dialect) -> None:
-    arca.serving(dialect)
-    with Caller(dialect, arca.through(dialect)) as client:
-        client.call("echo", "hello")
-        (row,) = exchanges(arca, client, 1)
-    assert [row[key] for key in ("request_id", "trace_id", "span_id", "parent_id")] == [None] * 4
-
-
 # ---- several in flight
 
 
@@ -428,11 +441,23 @@ def talkers(ends: tuple[Peer, Peer], wire: Wire) -> tuple[ThriftPeer, ThriftPeer
     return ThriftPeer(client, wire), ThriftPeer(server, wire)
 
 
-@in_every_wire
-def test_answers_out_of_order_belong_to_their_calls(arca: Front, wire: Wire) -> None:
-    client, server = talkers(arca.connect(), wire)
-    with client, server:
-        client.sends(wire.call("one", 7, "a") + wire.call("two", 9, "b" * 1000))
+def in_every_wire(
+    arca: Carrier, play: Callable[[ThriftPeer, ThriftPeer], None], count: int
+) -> Iterator[tuple[Wire, list[Row]]]:
+    """A conversation in all of them, and then the exchanges of each: they are logged now and then."""
+    clients = []
+    for wire in WIRES:
+        client, server = talkers(arca.connect(), wire)
+        with client, server:
+            play(client, server)
+        clients.append(client)
+    for client in clients:
+        yield client.wire, exchanges(arca, client, count)
+
+
+def test_answers_out_of_order_belong_to_their_calls(arca: Front) -> None:
+    def play(client: ThriftPeer, server: ThriftPeer) -> None:
+        client.sends(client.wire.call("one", 7, "a") + client.wire.call("two", 9, "b" * 1000))
         heard = [server.hears_message()[:4] for _ in range(2)]
         assert heard == [("one", 1, 7, "a"), ("two", 1, 9, "b" * 1000)]
         server.replies("two", 9, "B" * 500)
@@ -440,59 +465,82 @@ def test_answers_out_of_order_belong_to_their_calls(arca: Front, wire: Wire) -> 
         time.sleep(0.05)
         server.replies("one", 7, "A")
         assert client.hears_message()[:4] == ("one", 2, 7, "A")
-        rows = exchanges(arca, client, 2)
-    assert [(row["method"], of_call(row)["sequence"]) for row in rows] == [("two", 9), ("one", 7)]
-    sizes = [
-        (len(wire.call("two", 9, "b" * 1000)), len(wire.reply("two", 9, "B" * 500))),
-        (len(wire.call("one", 7, "a")), len(wire.reply("one", 7, "A"))),
-    ]
-    assert [(row["request_bytes"], row["response_bytes"]) for row in rows] == sizes
-    assert float(str(rows[1]["ttfb_ms"])) >= 50
-    assert {verdict(row) for row in rows} == {OK_VERDICT}
+
+    for wire, rows in in_every_wire(arca, play, 2):
+        assert [(row["method"], of_call(row)["sequence"]) for row in rows] == [("two", 9), ("one", 7)]
+        assert [(row["request_bytes"], row["response_bytes"]) for row in rows] == [
+            (len(wire.call("two", 9, "b" * 1000)), len(wire.reply("two", 9, "B" * 500))),
+            (len(wire.call("one", 7, "a")), len(wire.reply("one", 7, "A"))),
+        ]
+        assert float(str(rows[1]["ttfb_ms"])) >= 50
+        assert {verdict(row) for row in rows} == {OK_VERDICT}
 
 
-@in_every_wire
-def test_200_calls_in_flight_are_told_in_the_order_of_their_answers(arca: Front, wire: Wire) -> None:
-    client, server = talkers(arca.connect(), wire)
+def test_200_calls_in_flight_are_told_in_the_order_of_their_answers(arca: Front) -> None:
     numbers = list(range(200))
-    with client, server:
-        client.sends(b"".join(wire.call(f"call_{n}", n - 100, "x" * n) for n in numbers))
-        assert [server.hears_message().sequence for _ in numbers] == [n - 100 for n in numbers]
-        random.Random(1).shuffle(numbers)
+    random.Random(1).shuffle(numbers)
+
+    def play(client: ThriftPeer, server: ThriftPeer) -> None:
+        wire = client.wire
+        client.sends(b"".join(wire.call(f"call_{n}", n - 100, "x" * n) for n in range(200)))
+        assert [server.hears_message().sequence for _ in numbers] == list(range(-100, 100))
         server.sends(b"".join(wire.reply(f"call_{n}", n - 100, "y" * n) for n in numbers))
         assert [client.hears_message().text for _ in numbers] == ["y" * n for n in numbers]
-        rows = exchanges(arca, client, 200)
-    assert [row["method"] for row in rows] == [f"call_{n}" for n in numbers]
-    assert [row["request_bytes"] for row in rows] == [
-        len(wire.call(f"call_{n}", n - 100, "x" * n)) for n in numbers
-    ]
+
+    for wire, rows in in_every_wire(arca, play, 200):
+        assert [row["method"] for row in rows] == [f"call_{n}" for n in numbers]
+        sizes = [len(wire.call(f"call_{n}", n - 100, "x" * n)) for n in numbers]
+        assert [row["request_bytes"] for row in rows] == sizes
 
 
-@in_every_wire
-def test_calls_that_all_have_one_id_are_answered_in_order(arca: Front, wire: Wire) -> None:
+def test_calls_that_all_have_one_id_are_answered_in_order(arca: Front) -> None:
     """thriftpy2 and Apache's Python number nothing."""
-    client, server = talkers(arca.connect(), wire)
-    with client, server:
+
+    def play(client: ThriftPeer, server: ThriftPeer) -> None:
         for n in range(5):
             client.calls(f"call_{n}", 0)
         for n in range(5):
             assert server.hears_message().name == f"call_{n}"
             server.replies(f"call_{n}", 0)
             assert client.hears_message().name == f"call_{n}"
-        rows = exchanges(arca, client, 5)
-    assert [row["method"] for row in rows] == [f"call_{n}" for n in range(5)]
+
+    for _, rows in in_every_wire(arca, play, 5):
+        assert [row["method"] for row in rows] == [f"call_{n}" for n in range(5)]
 
 
-@in_every_wire
-def test_a_server_that_does_not_repeat_ids_is_matched_by_method(arca: Front, wire: Wire) -> None:
-    client, server = talkers(arca.connect(), wire)
-    with client, server:
-        client.sends(wire.call("one", 7, "a") + wire.call("two", 9, "b"))
+def test_a_server_that_does_not_repeat_ids_is_matched_by_method(arca: Front) -> None:
+    def play(client: ThriftPeer, server: ThriftPeer) -> None:
+        client.calls("one", 7)
+        client.calls("two", 9)
         assert [server.hears_message().name for _ in range(2)] == ["one", "two"]
-        server.sends(wire.reply("two", 0, "B") + wire.reply("one", 0, "A"))
+        server.replies("two", 0)
+        server.replies("one", 0)
         assert [client.hears_message().name for _ in range(2)] == ["two", "one"]
-        rows = exchanges(arca, client, 2)
-    assert [row["method"] for row in rows] == ["two", "one"]
+
+    for _, rows in in_every_wire(arca, play, 2):
+        assert [row["method"] for row in rows] == ["two", "one"]
+
+
+def test_a_server_that_answers_in_an_encoding_of_its_own(arca: Front) -> None:
+    clients = []
+    for mine, theirs in (
+        (Wire("framed", "binary"), Wire("framed", "compact")),
+        (Wire("framed", "compact"), Wire("framed", "binary-old")),
+        (Wire("header", "binary"), Wire("framed", "binary")),
+        (Wire("buffered", "binary"), Wire("buffered", "binary-old")),
+    ):
+        client, server = talkers(arca.connect(), mine)
+        with client, server:
+            client.calls("one", 1)
+            server.hears_message()
+            client.wire = server.wire = theirs
+            server.replies("one", 1)
+            assert client.hears_message().name == "one"
+        clients.append((client, mine))
+    for client, mine in clients:
+        (row,) = exchanges(arca, client, 1)
+        assert (of_call(row)["transport"], of_call(row)["encoding"]) == mine
+        assert verdict(row) == OK_VERDICT
 
 
 # ---- large messages
@@ -609,10 +657,8 @@ def test_a_frame_at_the_limit_is_still_read(limited: Carrier) -> None:
 # ---- how connections end
 
 
-@in_every_wire
-def test_a_client_that_ended_its_side_still_gets_its_answers(arca: Front, wire: Wire) -> None:
-    client, server = talkers(arca.connect(), wire)
-    with client, server:
+def test_a_client_that_ended_its_side_still_gets_its_answers(arca: Front) -> None:
+    def play(client: ThriftPeer, server: ThriftPeer) -> None:
         client.calls("one", 1)
         client.calls("two", 2)
         client.ends()
@@ -623,20 +669,25 @@ def test_a_client_that_ended_its_side_still_gets_its_answers(arca: Front, wire: 
         server.closes()
         assert [client.hears_message().name for _ in range(2)] == ["two", "one"]
         assert client.heard_end() == FIN
-    rows = exchanges(arca, client, 2)
-    assert [(row["method"], verdict(row)) for row in rows] == [("two", OK_VERDICT), ("one", OK_VERDICT)]
+
+    for _, rows in in_every_wire(arca, play, 2):
+        told = [(row["method"], verdict(row)) for row in rows]
+        assert told == [("two", OK_VERDICT), ("one", OK_VERDICT)]
 
 
-@in_every_wire
 @pytest.mark.parametrize(
     ("who", "how", "expected"),
-    [("client", RST, CANCELED), ("server", FIN, CLOSED_EARLY), ("server", RST, RESET)],
+    [
+        ("client", FIN, CANCELED),
+        ("client", RST, CANCELED),
+        ("server", FIN, CLOSED_EARLY),
+        ("server", RST, RESET),
+    ],
 )
 def test_an_end_in_the_middle_of_calls_is_told_of_each(
-    arca: Front, wire: Wire, who: str, how: str, expected: tuple[str, str]
+    arca: Front, who: str, how: str, expected: tuple[str, str]
 ) -> None:
-    client, server = talkers(arca.connect(), wire)
-    with client, server:
+    def play(client: ThriftPeer, server: ThriftPeer) -> None:
         for n in range(3):
             client.calls(f"call_{n}", n)
             server.hears_message()
@@ -645,24 +696,21 @@ def test_an_end_in_the_middle_of_calls_is_told_of_each(
         one, other = (client, server) if who == "client" else (server, client)
         (one.resets if how == RST else one.closes)()
         assert other.heard_end() == how
-        rows = exchanges(arca, client, 3)
-    told = {row["method"]: verdict(row) for row in rows}
-    assert told == {"call_0": expected, "call_1": OK_VERDICT, "call_2": expected}
+
+    for _, rows in in_every_wire(arca, play, 3):
+        told = {row["method"]: verdict(row) for row in rows}
+        assert told == {"call_0": expected, "call_1": OK_VERDICT, "call_2": expected}
 
 
-@in_every_wire
-def test_half_a_call_is_told(arca: Front, wire: Wire) -> None:
-    client, server = arca.connect()
-    call = wire.call("echo", 1, "x" * 1000)
-    with client, server:
-        client.sends(call[:500])
-        if wire.transport != "header":
-            server.hears(call[:500])
+def test_half_a_call_is_told(arca: Front) -> None:
+    def play(client: ThriftPeer, server: ThriftPeer) -> None:
+        client.sends(client.wire.call("echo", 1, "x" * 1000)[:500])
         client.closes()
         assert server.heard_end() == FIN
-    (row,) = exchanges(arca, client, 1)
-    assert (row["method"], verdict(row)) == ("echo", CANCELED)
-    assert row["request_bytes"] == 500
+
+    for _, (row,) in in_every_wire(arca, play, 1):
+        assert (row["method"], verdict(row)) == ("echo", CANCELED)
+        assert row["request_bytes"] == 500
 
 
 @contextlib.contextmanager
@@ -732,21 +780,24 @@ def test_a_server_that_is_killed_in_mid_call_closed_early(tmp_path: Path) -> Non
             client.socket.close()
 
 
-@in_every_wire
-def test_a_refused_connection_is_a_reset_and_names_the_call(arca: Front, wire: Wire) -> None:
-    for pause in (0.0, 0.2):
-        with arca.dial(arca.nowhere) as client:
-            call = wire.call("echo", 1, "hello")
-            client.sends(call[:3])
-            time.sleep(pause)
-            with contextlib.suppress(OSError):  # the reset may be there first
-                client.sends(call[3:])
-            assert client.heard_end() == RST
-            assert not client.heard
-        (row,) = exchanges(arca, client, 1)
-        assert verdict(row) == ("infrastructure", "connect_refused")
-        if not pause:
-            assert (row["protocol"], row["method"]) == ("thrift", "echo")
+def test_a_refused_connection_is_a_reset_and_names_the_call(arca: Front) -> None:
+    for pause in (0.0, 0.1):
+        clients = []
+        for wire in WIRES:
+            with arca.dial(arca.nowhere) as client:
+                call = wire.call("echo", 1, "hello")
+                client.sends(call[:3])
+                time.sleep(pause)
+                with contextlib.suppress(OSError):  # the reset may be there first
+                    client.sends(call[3:])
+                assert client.heard_end() == RST
+                assert not client.heard
+            clients.append(client)
+        for client in clients:
+            (row,) = exchanges(arca, client, 1)
+            assert verdict(row) == ("infrastructure", "connect_refused")
+            if not pause:
+                assert (row["protocol"], row["method"]) == ("thrift", "echo")
 
 
 def test_what_turns_out_not_to_be_thrift_passes_untouched(arca: Front) -> None:
