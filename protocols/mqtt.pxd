@@ -63,14 +63,14 @@ cdef class Mqtt(Codec):
     cdef bint unchanging             # what is being read went on already
     cdef bint downstream_closed
     cdef bint upstream_closed
-    cdef bint crossed                # MAX_IN_FLIGHT, and that was told
+    cdef bint crossed                # one of the limits, and that was told
     cdef bint missed                 # a keep-alive, and that was told
     cdef State state
     cdef int version
     cdef int keep_alive              # seconds, 0 for none
     cdef bytes client_id
     cdef bytes will_topic            # what the server sends when no DISCONNECT ends the session (section 3.1.2.5)
-    cdef double heard                # downstream's newest bytes
+    cdef double heard                # downstream's newest bytes, or when it was let in
     cdef double heard_upstream
     cdef int no_upstream             # errno of the dial that failed, 0 if none did
     cdef Lane down
@@ -107,6 +107,7 @@ cdef class Mqtt(Codec):
     cdef Fault _read_auth(self, Lane lane, const unsigned char* f, Packet* packet) except *
 
     cdef bint _room(self, Lane lane) except -1
+    cdef _tell_crossed(self, str limit, Lane lane)
     cdef Exchange _make(self, bint by_upstream, int kind, double started)
     cdef Exchange _begin(self, Lane lane, Packet* packet, Role role)
     cdef Exchange _asked(self, Lane lane, Packet* packet)

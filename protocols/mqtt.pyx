@@ -36,6 +36,7 @@ from protocols.mqtt_packets import FAULTS
 # Limits of what is kept for one connection (transparency.md).
 cdef enum:
     MAX_IN_FLIGHT = 4096
+    MAX_AT_ONCE = 8192            # exchanges that one call ends: a read may hold 65,536 packets of four bytes
     MAX_ALIASES = 1024
     MAX_ALIAS_OCTETS = 64 * 1024
     LONG_KEPT = 512
@@ -315,7 +316,7 @@ cdef class Mqtt(Codec):
         if self.version == 5:
             self.up.foreign &= ~(1 << DISCONNECT)
         self.up.max_packet = connect.maximum_packet_size
-        self.up.settled = True
+        self.up.settled = not packet.cut
         return SOUND
 
     cdef Fault _read_connack(self, Lane lane, const unsigned char* f, Packet* packet, double now) except *:
@@ -326,10 +327,11 @@ cdef class Mqtt(Codec):
         cdef Fault fault
         cdef bint in_5 = self.version == 5 and packet.size > at
         cdef int reason, keep_alive
-        cdef list names = NAMES if in_5 else CONNACK_NAMES
+        cdef list names
         if packet.head < at:
             return OVERRUN
         reason = f[at - 1]
+        names = NAMES if in_5 or reason >= REFUSES else CONNACK_NAMES
         properties.client_id.length = properties.reason_string.length = properties.server_keep_alive = -1
         properties.maximum_packet_size = 0
         if in_5:
@@ -346,25 +348,30 @@ cdef class Mqtt(Codec):
         self._answer(lane, exchange, ANSWERS)
         self._say(exchange, reason, names, f, &properties.reason_string)
         exchange.failed = reason != 0 if not in_5 else reason >= REFUSES
-        for auth in (self.down.auth, self.up.auth):
-            if auth is not None:
-                self._say(auth, reason, names, f, &properties.reason_string)
-                auth.failed = exchange.failed
-                auth.response_complete = True
-                if auth.first_byte < 0:
-                    auth.first_byte = lane.began
-                self._finish(auth, COMPLETE, now)
+        auth = self.down.auth
+        if auth is not None:
+            self._say(auth, reason, names, f, &properties.reason_string)
+            auth.failed = exchange.failed
+            auth.response_complete = True
+            auth.first_byte = lane.began
+            self._finish(auth, COMPLETE, now)
+        auth = self.up.auth
+        if auth is not None:
+            # The server did not wait for what it had asked.
+            self._finish(auth, COMPLETE, now)
         self.down.auth = self.up.auth = None
         if exchange.failed:
             self.state = DISCONNECTED
             return SOUND
         self.state = ESTABLISHED
         self.down.max_packet = properties.maximum_packet_size
-        self.down.settled = True
+        self.down.settled = not packet.cut
         keep_alive = properties.server_keep_alive
         self.keep_alive = exchange.mqtt.keep_alive if keep_alive < 0 else keep_alive
+        # Clients ping when they were let in, not before.
+        self.heard = now
         if self.keep_alive and not self.downstream_closed:
-            self.silent_after = self.heard + GRACE * self.keep_alive
+            self.silent_after = now + GRACE * self.keep_alive
         return SOUND
 
     cdef Fault _read_disconnect(self, Lane lane, const unsigned char* f, Packet* packet, double now) except *:
@@ -480,6 +487,9 @@ cdef class Mqtt(Codec):
             exchange = self._begin(lane, packet, ASKS)
             self._enter(lane, exchange, now)
         else:
+            if len(self.finished) >= MAX_AT_ONCE:
+                self._tell_crossed("at_once", lane)
+                return SOUND
             exchange = self._begin(lane, packet, SAYS)
         exchange.target = target
         details = exchange.mqtt
@@ -656,14 +666,18 @@ cdef class Mqtt(Codec):
     # -- exchanges -----------------------------------------------------------------------------------------
 
     cdef bint _room(self, Lane lane) except -1:
-        """Whether one more can be followed; what is beyond goes on unobserved, and that is told once."""
+        """Whether one more that awaits an answer can be followed; what is beyond goes on unobserved."""
         if self.in_flight < MAX_IN_FLIGHT:
             return True
+        self._tell_crossed("in_flight", lane)
+        return False
+
+    cdef _tell_crossed(self, str limit, Lane lane):
+        """Once for each time that a limit is gone over."""
         if not self.crossed:
             self.crossed = True
-            self.exceeded.append(("in_flight", "downstream" if lane.downstream else "upstream"))
+            self.exceeded.append((limit, "downstream" if lane.downstream else "upstream"))
             self.signals |= EXCEEDED
-        return False
 
     cdef Exchange _make(self, bint by_upstream, int kind, double started):
         cdef Exchange exchange = Exchange.__new__(Exchange)
@@ -871,6 +885,8 @@ cdef class Mqtt(Codec):
         return self.down.kept_length > 0 and self.down.began < since and not self.over
 
     cpdef refuse_late_head(self, double now):
+        # What is told of the packet that did not come is told of the session's end too.
+        self.state = DISCONNECTED
         self.end(HEAD_TIMEOUT, 0, now)
         self._cut_off()
 

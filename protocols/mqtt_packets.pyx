@@ -264,10 +264,10 @@ cdef Py_ssize_t _measure_publish(
     if at >= packet.size:
         fault[0] = OVERRUN
         return packet.start + 2
+    if packet.flags & 6 and at <= n:
+        packet.packet_id = u16(p + at - 2)
     if at >= n:
         return at + 1
-    if packet.flags & 6:
-        packet.packet_id = u16(p + at - 2)
     used = _variable(p + at, min(n, packet.size) - at, &length)
     if used < 0:
         fault[0] = REMAINING_LENGTH

@@ -36,6 +36,7 @@ from protocols.thrift_messages import FAULTS
 cdef enum:
     DEFAULT_FRAME_LIMIT = 16384000  # Thrift's own (TConfiguration::DEFAULT_MAX_FRAME_SIZE)
     MAX_IN_FLIGHT = 4096            # exchanges of one connection
+    MAX_AT_ONCE = 8192              # of them that one call ends: a read holds more of the shortest oneway calls
     MAX_KEPT = 1024 * 1024          # bytes of their names and ids
     MAX_ID = 1024                   # of a request id
     # What is inflated of one payload, and how much of it at a time.
@@ -424,10 +425,11 @@ cdef class Thrift(Codec):
         cdef Reader* r = &lane.reader
         cdef Exchange exchange
         cdef ThriftCall call
-        if self.in_flight >= MAX_IN_FLIGHT or self.kept >= MAX_KEPT:
+        cdef bint at_once = len(self.finished) >= MAX_AT_ONCE
+        if at_once or self.in_flight >= MAX_IN_FLIGHT or self.kept >= MAX_KEPT:
             if not self.exceeding:
                 self.exceeding = True
-                self.exceeded.append(("in_flight", "downstream"))
+                self.exceeded.append(("at_once" if at_once else "in_flight", "downstream"))
                 self.signals |= EXCEEDED
             return
         self.exceeding = False

@@ -51,6 +51,7 @@ cdef class Pair:
     cdef tuple no_upstream
     cdef object timer
     cdef Gauge in_flight
+    cdef list unsent                # exchanges that ask for no answer, while their bytes wait for the dial
     cdef int counted_in_flight
     cdef int counted_grpc           # of them
     cdef bint refused               # what still comes is not read
@@ -76,6 +77,8 @@ cdef class Pair:
     cdef _adopt(self, Codec codec)
     cdef _attend(self, double now)
     cdef _take_finished(self)
+    cdef _tell_unsent(self, End how, int error)
+    cdef _record(self, Exchange exchange)
     cdef dict _tcp_facts(self)
     cdef _count_in_flight(self)
     cdef eof_of_side(self, Side side)

@@ -16,8 +16,8 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from protocols.codec cimport Codec, EXCEEDED, FINISHED, Opaque, REFUSED, REPLY, RESUMABLE, Refusal, SUCCEEDED
 from protocols.exchange cimport (
-    COMPLETE, DIAL_FAILED, DOWNSTREAM_FIN, DOWNSTREAM_RST, DRAINED, End, Exchange, INTERNAL, Protocol, TCP, TLS,
-    UPSTREAM_FIN, UPSTREAM_RST, WEBSOCKET,
+    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, DOWNSTREAM_RST, DRAINED, End, Exchange, INTERNAL,
+    Protocol, TCP, TLS, UPSTREAM_FIN, UPSTREAM_RST, WEBSOCKET,
 )
 from protocols.http1 cimport Http1
 from protocols.http2 cimport Http2
@@ -380,6 +380,7 @@ cdef class Pair:
             for data in self.backlog:
                 self.upstream.send(data)
             self.backlog = None
+            self._tell_unsent(COMPLETE, 0)
         self.downstream.resume(DIALING)
         self._pass_fin_on()
         self._close_if_both_ended(UPSTREAM_FIN)
@@ -403,6 +404,7 @@ cdef class Pair:
             # reset before it was looked at.
             self._fail(UPSTREAM_RST, errno.ECONNRESET)
             return
+        self._tell_unsent(DIAL_FAILED, error)
         self.no_upstream = (error, *dial_answer(error, self.connection.server))
         if self.first and self.codec is not None:
             # Undecided yet, and what went on went nowhere.
@@ -665,21 +667,41 @@ cdef class Pair:
 
     cdef _take_finished(self):
         cdef Exchange exchange
-        cdef object tcp
         cdef list finished = self.codec.finished
         for exchange in finished:
-            if self.connect_seconds >= 0:
-                exchange.connect = self.connect_seconds
-                self.connect_seconds = -1.0
-            tcp = None
-            if (
-                exchange.end != COMPLETE or exchange.status >= 400 or exchange.protocol >= WEBSOCKET
-                or exchange.ended - exchange.started >= self.telemetry.slow
-                or exchange.failed or (exchange.rpc is not None and exchange.rpc.status != 0)
-            ):
-                tcp = self._tcp_facts()
-            self.telemetry.record(exchange, self.connection, tcp)
+            if self.dial is not None and exchange.end == COMPLETE:
+                if self.unsent is None:
+                    self.unsent = []
+                self.unsent.append(exchange)
+            else:
+                self._record(exchange)
         finished.clear()
+
+    cdef _tell_unsent(self, End how, int error):
+        """What became of the exchanges that ended before anything of them could be sent."""
+        cdef Exchange exchange
+        cdef list unsent = self.unsent
+        if unsent is None:
+            return
+        self.unsent = None
+        for exchange in unsent:
+            exchange.end = how
+            exchange.error = error
+            exchange.ended = clock()
+            self._record(exchange)
+
+    cdef _record(self, Exchange exchange):
+        cdef object tcp = None
+        if self.connect_seconds >= 0:
+            exchange.connect = self.connect_seconds
+            self.connect_seconds = -1.0
+        if (
+            exchange.end != COMPLETE or exchange.status >= 400 or exchange.protocol >= WEBSOCKET
+            or exchange.ended - exchange.started >= self.telemetry.slow
+            or exchange.failed or (exchange.rpc is not None and exchange.rpc.status != 0)
+        ):
+            tcp = self._tcp_facts()
+        self.telemetry.record(exchange, self.connection, tcp)
 
     cdef dict _tcp_facts(self):
         return {
@@ -788,6 +810,7 @@ cdef class Pair:
     cdef _carry_out(self, Refusal refusal):
         """The codec goes no further: each side is told why and closed, or cut where there is nothing to tell."""
         self.refused = True
+        self._tell_unsent(DOWNSTREAM_FAULT, 0)
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -834,6 +857,7 @@ cdef class Pair:
         cdef double now = clock()
         if self.codec is None:
             self._go_on_opaque("closed", now)
+        self._tell_unsent(how, error)
         self.codec.end(how, error, now)
         self.codec.signals = 0
         self._take_finished()
@@ -899,7 +923,7 @@ cdef class Pair:
                 return False
         else:
             try:
-                if self.codec.in_flight or self.codec.awaits_head(clock()):
+                if self.codec.in_flight or self.unsent is not None or self.codec.awaits_head(clock()):
                     if not self.draining:
                         self.draining = True
                         self.downstream.send(self.codec.begin_drain())

@@ -211,7 +211,8 @@ def silent(keep_alive: int, *, accepting: bytes | None = None, version: int = 5)
 
 def test_silence_for_one_and_a_half_keep_alives_is_told_once() -> None:
     caller = silent(10)
-    assert caller.codec.silent_after == 1.0 + 15.0
+    # From when it was let in: no client pings before that, however long it takes.
+    assert caller.codec.silent_after == 2.0 + 15.0
     caller.downstream(packet(PINGREQ))
     caller.upstream(packet(PINGRESP))
     caller.exchanges.clear()
@@ -245,7 +246,7 @@ def test_a_client_that_is_heard_again_is_watched_again() -> None:
 
 def test_the_servers_keep_alive_goes_before_the_clients() -> None:
     said = connack(5, held=bytes((SERVER_KEEP_ALIVE,)) + u16(4))
-    assert silent(10, accepting=said).codec.silent_after == 1.0 + 6.0
+    assert silent(10, accepting=said).codec.silent_after == 2.0 + 6.0
     none = connack(5, held=bytes((SERVER_KEEP_ALIVE,)) + u16(0))
     assert silent(10, accepting=none).codec.silent_after == inf
 
@@ -269,7 +270,7 @@ def test_a_server_that_ends_the_connection_after_the_keep_alive(
     how: End, silence: float, missed: bool
 ) -> None:
     caller = silent(10)
-    caller.now = 1.0 + silence - caller.tick
+    caller.now = 2.0 + silence - caller.tick
     if how == End.UPSTREAM_FIN:
         caller.upstream_eof()
     caller.end(how)
@@ -291,7 +292,36 @@ def test_a_server_that_says_so_speaks_of_the_clients_silence() -> None:
         End.KEEPALIVE_MISSED,
     )
     assert exchange.mqtt is not None
-    assert (exchange.mqtt.silence, exchange.mqtt.keep_alive) == (15.0, 10)
+    assert (exchange.mqtt.silence, exchange.mqtt.keep_alive) == (14.0, 10)
+
+
+def test_what_the_server_asks_and_does_not_wait_for_is_not_answered_by_its_connack() -> None:
+    caller = Caller(Mqtt(fixed_ids()))
+    caller.downstream(connect(5))
+    caller.upstream(packet(AUTH, b"\x18") + packet(CONNACK, b"\x00\x87"))
+    asked, refused = sorted(
+        caller.exchanges, key=lambda exchange: exchange.started + len(exchange.method or b"")
+    )
+    assert (asked.method, asked.by_upstream, asked.code, asked.failed) == (b"AUTH", True, None, False)
+    # A CONNACK without properties has the form of 3.1.1, and a reason code of version 5.
+    assert (refused.method, refused.code, refused.failed) == (b"CONNECT", "Not authorized", True)
+
+
+def test_a_packet_identifier_at_the_end_of_what_is_looked_at_is_read() -> None:
+    whole = publish(5, b"t" * (60 * 1024 - 8), b"payload", qos=1, packet_id=7)
+    assert whole[60 * 1024 - 2 : 60 * 1024] == u16(7)
+    caller = established(5).caller
+    caller.downstream(whole)
+    assert caller.to_upstream == whole
+    assert caller.codec.in_flight == 1
+    assert caller.codec.fallback is None
+
+
+def test_a_late_packet_is_told_and_no_end_of_a_session_beside_it() -> None:
+    caller = established(4).caller
+    caller.downstream(packet(SUBSCRIBE, u16(1), 2)[:3])
+    caller.refuse_late_head()
+    assert [(one.method, one.end) for one in caller.exchanges] == [(b"SUBSCRIBE", End.HEAD_TIMEOUT)]
 
 
 # -- what is malformed
@@ -448,6 +478,19 @@ def test_more_than_4096_in_flight_pass_unobserved_and_that_is_told_once_per_cros
     assert caller.codec.in_flight == 0
     caller.upstream(b"".join(publish(4, qos=1, packet_id=1 + one) for one in range(4097)))
     assert caller.exceeded == [("in_flight", "downstream"), ("in_flight", "upstream")]
+
+
+def test_of_one_read_so_many_exchanges_are_told_and_what_is_beyond_goes_on_unobserved() -> None:
+    caller = established(4).caller
+    flood = publish(4) * 9000
+    caller.to_upstream.clear()
+    caller.downstream(flood)
+    assert caller.to_upstream == flood
+    assert len(caller.exchanges) == 8192
+    assert caller.exceeded == [("at_once", "downstream")]
+    caller.downstream(publish(4))
+    assert len(caller.exchanges) == 8193
+    assert len(caller.exceeded) == 1
 
 
 def test_aliases_beyond_1024_or_64_kib_are_not_resolved() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -27,6 +28,7 @@ PATIENCE = 20.0  # seconds; nothing here takes more than three
 CONNECT = b"\x10\x10\x00\x04MQTT\x04\x02\x00\x3c\x00\x04door"
 CONNECT_FOR_A_SECOND = b"\x10\x10\x00\x04MQTT\x04\x02\x00\x01\x00\x04door"
 CONNACK = b"\x20\x02\x00\x00"
+ONEWAY = b"\x80\x01\x00\x04\x00\x00\x00\x04ping\x00\x00\x00\x07\x00"
 CALL = b"\x80\x01\x00\x01\x00\x00\x00\x04ping\x00\x00\x00\x07\x00"
 REPLY = b"\x80\x01\x00\x02\x00\x00\x00\x04ping\x00\x00\x00\x07\x00"
 
@@ -260,6 +262,30 @@ def test_a_request_in_pieces_that_nobody_can_answer_is_told_by_its_name(
         assert facts(line) == (protocol, method, "connect_refused")
 
     run(talk)
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_a_oneway_call_is_complete_when_there_is_a_server_to_hear_it(reached: bool) -> None:
+    async def talk(house: House) -> None:
+        house.listening.close()
+        await house.listening.wait_closed()
+        with (
+            socket.create_server(("127.0.0.1", house.upstream_port), backlog=0) as full,
+            socket.create_connection(("127.0.0.1", house.upstream_port)),
+        ):
+            # The queue is full: what connects now gets no answer, until somebody accepts.
+            _, writer = await house.client()
+            writer.write(ONEWAY)
+            await asyncio.sleep(0.1)
+            assert not house.told()
+            if reached:
+                full.accept()[0].close()
+            await house.until(house.told)
+        (line,) = house.told()
+        assert facts(line) == ("thrift", "ping", None if reached else "connect_timeout")
+        assert line["connect_ms"] is not None
+
+    run(talk, limits=Limits(connect_timeout_seconds=PATIENCE / 2 if reached else 0.5))
 
 
 def test_a_failed_exchange_has_the_facts_of_its_connections() -> None:

@@ -151,6 +151,17 @@ def test_calls_beyond_4096_in_flight_pass_unobserved_and_are_told_once_per_cross
     assert caller.to_upstream == b"".join(calls) + GET * 2
 
 
+def test_of_one_read_so_many_oneway_calls_are_told_and_what_is_beyond_goes_on_unobserved() -> None:
+    caller = Caller(Thrift(fixed_ids()))
+    flood = message("framed", "compact", "put", ONEWAY, 1, VOID) * 9000
+    caller.downstream(flood)
+    assert caller.to_upstream == flood
+    assert len(caller.exchanges) == 8192
+    assert caller.exceeded == [("at_once", "downstream")]
+    caller.downstream(GET)
+    assert caller.codec.in_flight == 1
+
+
 def test_the_names_of_calls_in_flight_are_kept_up_to_1_mib() -> None:
     caller = Caller(Thrift(fixed_ids()))
     for number in range(1100):
