@@ -325,17 +325,20 @@ def test_a_will_is_published_when_its_client_is_gone(arca: Front, version: int) 
     assert a_will(arca.plain, version) == a_will(arca.broker.port, version)
 
 
-@in_every_version
-def test_a_session_that_ended_abruptly_is_told_with_its_will(arca: Front, version: int) -> None:
-    with Session(arca.plain, version, "mortal", will=("will/mortal", b"farewell", 1, False)) as mortal:
-        mortal.publishes("a", b"", 1)
-        mortal.drops()
+def test_a_session_that_ended_abruptly_is_told_with_its_will(arca: Front) -> None:
+    sessions = []
+    for version in VERSIONS:
+        with Session(arca.plain, version, "mortal", will=("will/mortal", b"farewell", 1, False)) as mortal:
+            mortal.publishes("a", b"", 1)
+            mortal.drops()
+        sessions.append(mortal)
+    for mortal in sessions:
         rows = exchanges(arca, mortal, 3)
-    assert [row["method"] for row in rows] == ["CONNECT", "PUBLISH", "DISCONNECT"]
-    assert [verdict(row) for row in rows] == [OK_VERDICT, OK_VERDICT, CANCELED]
-    assert of_packet(rows[0])["will_topic"] == "will/mortal"
-    assert {of_packet(row)["client_id"] for row in rows} == {"mortal"}
-    assert "will/mortal" in str(rows[2]["verdict"])
+        assert [row["method"] for row in rows] == ["CONNECT", "PUBLISH", "DISCONNECT"]
+        assert [verdict(row) for row in rows] == [OK_VERDICT, OK_VERDICT, CANCELED]
+        assert of_packet(rows[0])["will_topic"] == "will/mortal"
+        assert {of_packet(row)["client_id"] for row in rows} == {"mortal"}
+        assert "will/mortal" in str(rows[2]["verdict"])
 
 
 def taken_over(port: int, version: int) -> list[object]:
@@ -345,10 +348,10 @@ def taken_over(port: int, version: int) -> list[object]:
         return [first.gone, second.accepted, second.acknowledged]
 
 
-@in_every_version
-def test_a_session_that_is_taken_over(arca: Front, version: int) -> None:
-    assert taken_over(arca.plain, version) == taken_over(arca.broker.port, version)
-    with Session(arca.plain, version, "twice") as first, Session(arca.plain, version, "twice") as second:
+def test_a_session_that_is_taken_over(arca: Front) -> None:
+    for version in VERSIONS:
+        assert taken_over(arca.plain, version) == taken_over(arca.broker.port, version)
+    with Session(arca.plain, V5, "twice") as first, Session(arca.plain, V5, "twice") as second:
         until(lambda: bool(first.gone))
         rows = exchanges(arca, first, 2)
         assert of_packet(rows[1])["client_id"] == "twice"
@@ -399,24 +402,31 @@ GONE = {V31: None, V311: None, V5: "Normal disconnection"}
 
 
 @in_every_version
-@pytest.mark.parametrize("qos", [0, 1, 2])
-def test_each_packet_with_its_answer_is_one_exchange(arca: Front, version: int, qos: int) -> None:
-    with Session(arca.plain, version, "subscriber", keep_alive=33) as subscriber:
-        with Session(arca.plain, version, "publisher") as publisher:
-            subscriber.subscribes("lines/#", qos)
-            publisher.publishes("lines/a", b"hello", qos)
-            subscriber.hears(1)
-            publisher.disconnects()
-        subscriber.unsubscribes("lines/#")
-        subscriber.disconnects()
-    sent = exchanges(arca, publisher, 3)
+def test_each_packet_with_its_answer_is_one_exchange(arca: Front, version: int) -> None:
+    sessions = []
+    for qos in (0, 1, 2):
+        with Session(arca.plain, version, "subscriber", keep_alive=33) as subscriber:
+            with Session(arca.plain, version, "publisher") as publisher:
+                subscriber.subscribes("lines/#", qos)
+                publisher.publishes("lines/a", b"hello", qos)
+                subscriber.hears(1)
+                publisher.disconnects()
+            subscriber.unsubscribes("lines/#")
+            subscriber.disconnects()
+        sessions.append((qos, publisher, subscriber))
+    for qos, publisher, subscriber in sessions:
+        sent, got = exchanges(arca, publisher, 3), exchanges(arca, subscriber, 5)
+        assert {row["server"] for row in sent + got} == {f"127.0.0.1:{arca.broker.port}"}
+        assert_each_is_told(version, qos, sent, got)
+
+
+def assert_each_is_told(version: int, qos: int, sent: list[Row], got: list[Row]) -> None:
     code = "Success" if version == V5 and qos else None
     assert told(sent) == [
         ("CONNECT", None, CONNECTED[version]),
         ("PUBLISH", "lines/a", code),
         ("DISCONNECT", None, GONE[version]),
     ]
-    got = exchanges(arca, subscriber, 5)
     assert told(got) == [
         ("CONNECT", None, CONNECTED[version]),
         ("SUBSCRIBE", "lines/#", f"Granted QoS {qos}"),
@@ -426,8 +436,7 @@ def test_each_packet_with_its_answer_is_one_exchange(arca: Front, version: int, 
     ]
     assert [of_packet(row)["sender"] for row in got] == ["client", "client", "server", "client", "client"]
     for row in sent + got:
-        assert (row["protocol"], row["server"]) == ("mqtt", f"127.0.0.1:{arca.broker.port}")
-        assert (row["status"], row["authority"]) == (None, None)
+        assert (row["protocol"], row["status"], row["authority"]) == ("mqtt", None, None)
         assert verdict(row) == OK_VERDICT
         assert of_packet(row)["version"] == version
         assert int(str(row["request_bytes"])) >= 2
@@ -481,20 +490,21 @@ def test_mqtt_under_websocket_is_read_and_not_changed(arca: Front) -> None:
 # ---- refusals
 
 
-@in_every_version
-def test_a_wrong_password_is_refused(arca: Front, version: int) -> None:
-    def refused(port: int) -> Session:
+def test_a_wrong_password_is_refused(arca: Front) -> None:
+    def refused(port: int, version: int) -> Session:
         with Session(port, version, user=("ann", "wrong"), expects=False) as client:
             until(lambda: bool(client.gone))
             return client
 
-    direct, through = refused(arca.broker.guarded), refused(arca.guarded)
-    assert (through.accepted, through.gone) == (direct.accepted, direct.gone)
-    (row,) = exchanges(arca, through, 1)
-    assert row["method"] == "CONNECT"
-    assert row["code"] == ("Not authorized" if version == V5 else "Connection Refused, not authorized")
-    assert of_packet(row)["reason"] == (0x87 if version == V5 else 5)
-    assert verdict(row) == REFUSED
+    sessions = [refused(arca.guarded, version) for version in VERSIONS]
+    for through, version in zip(sessions, VERSIONS, strict=True):
+        direct = refused(arca.broker.guarded, version)
+        assert (through.accepted, through.gone) == (direct.accepted, direct.gone)
+        (row,) = exchanges(arca, through, 1)
+        assert row["method"] == "CONNECT"
+        assert row["code"] == ("Not authorized" if version == V5 else "Connection Refused, not authorized")
+        assert of_packet(row)["reason"] == (0x87 if version == V5 else 5)
+        assert verdict(row) == REFUSED
 
 
 @pytest.mark.parametrize("version", [V311, V5])
@@ -515,88 +525,97 @@ def test_a_subscription_that_is_refused(arca: Front, version: int) -> None:
     assert of_packet(rows[1])["filters_refused"] == 1
 
 
-@pytest.mark.parametrize("qos", [1, 2])
-def test_a_message_that_is_refused(arca: Front, qos: int) -> None:
+def test_a_message_that_is_refused(arca: Front) -> None:
     """Version 5 alone can say so; mosquitto then closes the connection."""
-    with Session(arca.guarded, V5, user=("ann", "secret")) as client:
-        client.publishes("open/a", b"", qos)
-        client.publishes("closed/a", b"", qos, wait=False)
-        until(lambda: bool(client.gone))
-    rows = exchanges(arca, client, 4)
-    assert (rows[2]["target"], rows[2]["code"]) == ("closed/a", "Not authorized")
-    assert [verdict(row) for row in rows] == [OK_VERDICT, OK_VERDICT, REFUSED, CLOSED_EARLY]
+    sessions = []
+    for qos in (1, 2):
+        with Session(arca.guarded, V5, user=("ann", "secret")) as client:
+            client.publishes("open/a", b"", qos)
+            client.publishes("closed/a", b"", qos, wait=False)
+            until(lambda: bool(client.gone))
+        sessions.append(client)
+    for client in sessions:
+        until(lambda: "DISCONNECT" in [row["method"] for row in so_far(arca, client)])  # noqa: B023
+        # paho may still release what was refused, and nobody answers that.
+        rows = [row for row in so_far(arca, client) if row["method"] != "PUBREL"]
+        assert [row["target"] for row in rows] == [None, "open/a", "closed/a", None]
+        assert rows[2]["code"] == "Not authorized"
+        assert [verdict(row) for row in rows] == [OK_VERDICT, OK_VERDICT, REFUSED, CLOSED_EARLY]
 
 
-@pytest.mark.parametrize(
-    ("reason", "code", "expected"),
-    [
-        ("Disconnect with will message", "Disconnect with Will Message", OK_VERDICT),
-        ("Unspecified error", "Unspecified error", CANCELED),
-        ("Quota exceeded", "Quota exceeded", CANCELED),
-    ],
-)
-def test_the_reason_of_a_clients_disconnect_is_told(
-    arca: Front, reason: str, code: str, expected: tuple[str, str | None]
-) -> None:
-    with Session(arca.plain, V5) as client:
-        client.disconnects(reason)
-    row = exchanges(arca, client, 2)[1]
-    assert (row["method"], row["code"], verdict(row)) == ("DISCONNECT", code, expected)
-    assert of_packet(row)["sender"] == "client"
+def test_the_reason_of_a_clients_disconnect_is_told(arca: Front) -> None:
+    expected = {
+        "Disconnect with will message": ("Disconnect with Will Message", OK_VERDICT),
+        "Unspecified error": ("Unspecified error", CANCELED),
+        "Quota exceeded": ("Quota exceeded", CANCELED),
+    }
+    sessions = []
+    for reason in expected:
+        with Session(arca.plain, V5) as client:
+            client.disconnects(reason)
+        sessions.append(client)
+    for client, (code, blamed) in zip(sessions, expected.values(), strict=True):
+        row = exchanges(arca, client, 2)[1]
+        assert (row["method"], row["code"], verdict(row)) == ("DISCONNECT", code, blamed)
+        assert of_packet(row)["sender"] == "client"
 
 
-@pytest.mark.parametrize(
-    ("reason", "code", "expected"),
-    [
-        (0x8E, "Session taken over", REFUSED),
-        (0x8B, "Server shutting down", REFUSED),
-        (0x81, "Malformed Packet", REFUSED),
-        (0x8D, "Keep Alive timeout", KEEPALIVE_MISSED),
-    ],
-)
-def test_the_reason_of_a_brokers_disconnect_is_told(
-    arca: Front, reason: int, code: str, expected: tuple[str, str | None]
-) -> None:
-    client, server = session(arca)
-    said = packet(DISCONNECT, bytes((reason, 0)))
-    with client, server:
-        server.sends(said)
-        server.closes()
-        client.hears_packets(said)
-        assert client.heard_end() == FIN
-    row = exchanges(arca, client, 2)[1]
-    assert (row["method"], row["code"], verdict(row)) == ("DISCONNECT", code, expected)
-    assert (of_packet(row)["sender"], of_packet(row)["reason"]) == ("server", reason)
+def test_the_reason_of_a_brokers_disconnect_is_told(arca: Front) -> None:
+    expected = {
+        0x8E: ("Session taken over", REFUSED),
+        0x8B: ("Server shutting down", REFUSED),
+        0x81: ("Malformed Packet", REFUSED),
+        0x8D: ("Keep Alive timeout", KEEPALIVE_MISSED),
+    }
+    clients = []
+    for reason in expected:
+        client, server = session(arca)
+        said = packet(DISCONNECT, bytes((reason, 0)))
+        with client, server:
+            server.sends(said)
+            server.closes()
+            client.hears_packets(said)
+            assert client.heard_end() == FIN
+        clients.append(client)
+    for client, (reason, (code, blamed)) in zip(clients, expected.items(), strict=True):
+        row = exchanges(arca, client, 2)[1]
+        assert (row["method"], row["code"], verdict(row)) == ("DISCONNECT", code, blamed)
+        assert (of_packet(row)["sender"], of_packet(row)["reason"]) == ("server", reason)
 
 
 # ---- keep-alive and ends
 
 
-@pytest.mark.parametrize("version", [V311, V5])
-def test_a_client_that_falls_silent_is_told_while_the_broker_waits(arca: Front, version: int) -> None:
+def test_a_client_that_falls_silent_is_told_while_the_broker_waits(arca: Front) -> None:
     """The broker does not mind here, and the connection goes on."""
-    client, server = arca.connect()
-    with client, server:
+    pairs = [(version, *arca.connect()) for version in (V311, V5)]
+    for version, client, server in pairs:
         client.sends(connect(version, "silent", 1))
         server.hears(connect(version, "silent", 1))
         server.sends(connack(version))
         client.hears(connack(version))
-        rows = exchanges(arca, client, 2)
-        assert told(rows)[1] == ("PINGREQ", None, None)
-        assert verdict(rows[1]) == KEEPALIVE_MISSED
-        missed = of_packet(rows[1])
-        assert (missed["client_id"], missed["keep_alive_seconds"]) == ("silent", 1)
-        silence = missed["silence_ms"]
-        assert isinstance(silence, float)
-        assert silence >= 1500
-        client.sends(packet(PINGREQ))
-        server.hears(packet(PINGREQ))
-        server.sends(packet(PINGRESP))
-        client.hears(packet(PINGRESP))
-        client.sends(packet(DISCONNECT))
-        server.hears(packet(DISCONNECT))
-    rows = exchanges(arca, client, 4)
-    assert [verdict(row) for row in rows[2:]] == [OK_VERDICT, OK_VERDICT]
+    for _, client, server in pairs:
+        with client, server:
+            rows = exchanges(arca, client, 2)
+            assert told(rows)[1] == ("PINGREQ", None, None)
+            assert verdict(rows[1]) == KEEPALIVE_MISSED
+            missed = of_packet(rows[1])
+            assert (missed["client_id"], missed["keep_alive_seconds"]) == ("silent", 1)
+            silence = missed["silence_ms"]
+            assert isinstance(silence, float)
+            assert silence >= 1500
+            client.sends(packet(PINGREQ))
+            server.hears(packet(PINGREQ))
+            server.sends(packet(PINGRESP))
+            client.hears(packet(PINGRESP))
+            client.sends(packet(DISCONNECT))
+            server.hears(packet(DISCONNECT))
+    for _, client, _ in pairs:
+        until(lambda: len(so_far(arca, client)) >= 4)  # noqa: B023 - it is over before the next
+        after = [row for row in so_far(arca, client) if verdict(row) != KEEPALIVE_MISSED]
+        # The second may have been silent for too long again, while the first was asked.
+        assert [row["method"] for row in after] == ["CONNECT", "PINGREQ", "DISCONNECT"]
+        assert {verdict(row) for row in after} == {OK_VERDICT}
 
 
 def test_clients_that_mosquitto_gives_up_missed_their_keep_alive(arca: Front) -> None:
@@ -615,42 +634,38 @@ def test_clients_that_mosquitto_gives_up_missed_their_keep_alive(arca: Front) ->
 
 def test_a_client_that_keeps_its_promise_is_not_blamed(arca: Front) -> None:
     with Session(arca.plain, V311, keep_alive=1) as client:
-        until(lambda: [row["method"] for row in so_far(arca, client)].count("PINGREQ") >= 3)
+        until(lambda: [row["method"] for row in so_far(arca, client)].count("PINGREQ") >= 2)
         client.disconnects()
     until(lambda: so_far(arca, client)[-1]["method"] == "DISCONNECT")
     assert {verdict(row) for row in so_far(arca, client)} == {OK_VERDICT}
 
 
-@pytest.mark.parametrize(
-    ("who", "how", "expected"),
-    [
-        ("client", FIN, CANCELED),
-        ("client", RST, CANCELED),
-        ("server", FIN, CLOSED_EARLY),
-        ("server", RST, ("infrastructure", "reset")),
-    ],
-)
 @pytest.mark.parametrize("version", [V311, V5])
 def test_an_end_without_disconnect_is_told_of_the_session_and_of_what_was_in_flight(
-    arca: Front, version: int, who: str, how: str, expected: tuple[str, str]
+    arca: Front, version: int
 ) -> None:
-    client, server = arca.connect()
-    given = b"" if version == V5 else None
-    with client, server:
-        client.sends(connect(version) + publish("a", b"x", 1, 7, given, 0))
-        server = MqttPeer(server)
-        server.hears_packet()
-        server.sends(connack(version))
-        server.hears_packet()
-        client.hears(connack(version))
-        one, other = (client, server) if who == "client" else (server, client)
-        (one.resets if how == RST else one.closes)()
-        assert other.heard_end() == how
-        other.closes()
+    expected = [
+        ("client", FIN, CANCELED), ("client", RST, CANCELED), ("server", FIN, CLOSED_EARLY),
+        ("server", RST, ("infrastructure", "reset")),
+    ]  # fmt: skip
+    clients = []
+    for who, how, _ in expected:
+        client, server = (MqttPeer(end) for end in arca.connect())
+        with client, server:
+            client.sends(connect(version) + publish("a", b"x", 1, 7, b"" if version == V5 else None))
+            server.hears_packet()
+            server.sends(connack(version))
+            server.hears_packet()
+            client.hears_packets(connack(version))
+            one, other = (client, server) if who == "client" else (server, client)
+            (one.resets if how == RST else one.closes)()
+            assert other.heard_end() == how
+        clients.append(client)
+    for client, (_, _, blamed) in zip(clients, expected, strict=True):
         rows = exchanges(arca, client, 3)
-    assert verdict(rows[0]) == OK_VERDICT
-    assert {row["method"] for row in rows[1:]} == {"PUBLISH", "DISCONNECT"}
-    assert {verdict(row) for row in rows[1:]} == {expected}
+        assert verdict(rows[0]) == OK_VERDICT
+        assert {row["method"] for row in rows[1:]} == {"PUBLISH", "DISCONNECT"}
+        assert {verdict(row) for row in rows[1:]} == {blamed}
 
 
 def test_a_broker_that_is_killed_closed_early(tmp_path: Path) -> None:
