@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 V31, V311, V5 = 3, 4, 5
 VERSIONS = (V31, V311, V5)
 
-DYNAMIC_SECURITY = "/usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so"
+# Where Debian puts mosquitto's own plugins.
+DYNAMIC_SECURITY = next(iter(glob.glob("/usr/lib/*/mosquitto_dynamic_security.so")), None)
 
 
 class Mosquitto:
@@ -158,6 +160,8 @@ def missing() -> str | None:
     for program in ("mosquitto", "mosquitto_pub", "mosquitto_sub", "mosquitto_passwd"):
         if shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin") is None:
             return f"needs the program {program} (packages mosquitto and mosquitto-clients)"
+    if DYNAMIC_SECURITY is None:
+        return "needs mosquitto_dynamic_security.so, which comes with mosquitto 2"
     return None
 
 
