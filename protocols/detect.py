@@ -52,11 +52,12 @@ _MAX_EMPTY_LINES: Final = 64
 _MAX_LINE: Final = 8 * 1024
 
 # Thrift's own default for a frame is 16,384,000 bytes, so the first byte of a frame's length is zero.
-_THRIFT_TYPES: Final = range(1, 5)  # call, reply, exception, oneway
+_THRIFT_TYPES: Final = (1, 4)  # call and oneway: a client sends no others
 _THRIFT_NAME: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:$-"
 _THRIFT_STRICT: Final = b"\x80\x01\x00"
 _THRIFT_HEADER: Final = b"\x0f\xff"  # THeader's magic
 _MAX_THRIFT_NAME: Final = 255
+_MAX_THRIFT_STRICT_NAME: Final = 1024  # that the engine reads
 # A frame is never shorter than its smallest message, by its first byte: strict binary is version, name
 # length, sequence id and the stop of an empty struct; compact the same in one byte each, but two of version;
 # the header transport has 14 bytes before the message (doc/specs/HeaderFormat.md).
@@ -155,9 +156,12 @@ def _thrift_message(message: bytes) -> Recognised:
         return Recognised.THRIFT if proven else Recognised.TCP
     if not _THRIFT_STRICT.startswith(message[:3]):
         return Recognised.TCP
-    if len(message) < 4:
+    if len(message) > 3 and message[3] not in _THRIFT_TYPES:
+        return Recognised.TCP
+    # Memcached's binary protocol can begin so too; what follows there is no name's length.
+    if len(message) < 8:
         return Recognised.PASS
-    return Recognised.THRIFT if message[3] in _THRIFT_TYPES else Recognised.TCP
+    return Recognised.THRIFT if int.from_bytes(message[4:8]) <= _MAX_THRIFT_STRICT_NAME else Recognised.TCP
 
 
 def _thrift_framed(first: bytes) -> Recognised:

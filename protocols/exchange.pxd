@@ -28,6 +28,7 @@ cpdef enum End:
     UPSTREAM_RST_STREAM = 15
     UPSTREAM_GOAWAY = 16
     KEEPALIVE_MISSED = 17
+    LIMIT = 18
 
 
 cdef class Rpc:

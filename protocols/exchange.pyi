@@ -36,6 +36,7 @@ class End(IntEnum):
     UPSTREAM_RST_STREAM = 15  # upstream did
     UPSTREAM_GOAWAY = 16  # upstream announced that it did not and will not look at this stream
     KEEPALIVE_MISSED = 17  # downstream was silent for longer than it had promised to be
+    LIMIT = 18  # refused: more than ARCA reads, and ``strict`` is set; ``fault`` says what
 
 class Rpc:
     """What a gRPC call is beside the HTTP exchange that carries it."""
@@ -58,7 +59,7 @@ class ThriftCall:
     encoding: str  # "binary", "binary-old" or "compact"
     oneway: bool
     sequence: int
-    exception_type: int  # of TApplicationException, -1 without one
+    exception_type: int  # of TApplicationException, whatever its server says; -1 without one
     exception_field: int  # field id of the declared exception that the result holds, 0 without one
     message: bytes | None  # of the exception, where its first string is one; cut off at 1 KiB
 

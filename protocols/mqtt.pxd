@@ -121,6 +121,7 @@ cdef class Mqtt(Codec):
     cdef _partial(self, Lane lane)
     cdef _end_all(self, End how, int error, double now)
     cdef _end_session(self, End how, int error, double now)
+    cdef double _silence(self, double now) noexcept
     cdef _tell_miss(self, double now)
     cdef _give_up(self, Lane lane, Fault fault, Packet* packet, double now)
     cdef _stop(self)

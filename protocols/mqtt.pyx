@@ -392,12 +392,12 @@ cdef class Mqtt(Codec):
                 self._finish(auth, COMPLETE, now)
         if (
             reason == KEEP_ALIVE_TIMEOUT and not lane.downstream and self.keep_alive and not self.missed
-            and now - self.heard > self.keep_alive
+            and self._silence(now) > self.keep_alive
         ):
             # The server speaks of what the client did not do.
             exchange.end = KEEPALIVE_MISSED
             exchange.mqtt.keep_alive = self.keep_alive
-            exchange.mqtt.silence = now - self.heard
+            exchange.mqtt.silence = self._silence(now)
         self.state = DISCONNECTED
         self.keep_alive = 0
         self.silent_after = NEVER
@@ -816,7 +816,7 @@ cdef class Mqtt(Codec):
         self.state = DISCONNECTED
         if (
             (how == UPSTREAM_FIN or how == UPSTREAM_RST) and self.keep_alive and not self.missed
-            and now - self.heard > self.keep_alive
+            and self._silence(now) > self.keep_alive
         ):
             self._tell_miss(now)
         elif not self.missed:
@@ -831,15 +831,23 @@ cdef class Mqtt(Codec):
 
     cpdef gone_silent(self, double now):
         self.silent_after = NEVER
-        if self.state == ESTABLISHED and self.keep_alive and not self.missed and not self.over:
+        if self.state != ESTABLISHED or not self.keep_alive or self.missed or self.over:
+            return
+        if self._silence(now) > GRACE * self.keep_alive:
             self._tell_miss(now)
+        else:
+            self.silent_after = now + GRACE * self.keep_alive - max(self._silence(now), 0)
+
+    cdef double _silence(self, double now) noexcept:
+        """For how long downstream said nothing, while somebody listened; negative where nobody does."""
+        return now - max(self.heard, self.read_since)
 
     cdef _tell_miss(self, double now):
         """The packet that was due by now did not come."""
         cdef Exchange exchange = self._make(False, PINGREQ, self.heard)
         self.missed = True
         exchange.mqtt.keep_alive = self.keep_alive
-        exchange.mqtt.silence = now - self.heard
+        exchange.mqtt.silence = self._silence(now)
         self._finish(exchange, KEEPALIVE_MISSED, now)
 
     # -- ends ----------------------------------------------------------------------------------------------
@@ -882,7 +890,7 @@ cdef class Mqtt(Codec):
         self._cut_off()
 
     cpdef bint awaits_head(self, double since):
-        return self.down.kept_length > 0 and self.down.began < since and not self.over
+        return self.down.kept_length > 0 and self.down.began < since and not self.over and not self.no_upstream
 
     cpdef refuse_late_head(self, double now):
         # What is told of the packet that did not come is told of the session's end too.

@@ -77,11 +77,12 @@ cdef class Thrift(Codec):
     cdef bint over
     cdef bint looking_on               # what is read has gone on already
     cdef bint exceeding
+    cdef bint echoes                   # the server gave back a sequence id
     cdef Lane down
     cdef Lane up
-    cdef Exchange oldest
-    cdef Exchange newest
+    cdef dict asked                    # by sequence id: the call that awaits its reply, or a deque of several
     cdef Py_ssize_t kept
+    cdef Py_ssize_t inflated_at_once
     cdef bytes last_method
     cdef tuple no_upstream
 
@@ -97,17 +98,20 @@ cdef class Thrift(Codec):
     cdef Py_ssize_t _inflate(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now) except -1
     cdef Step _message_head(self, Lane lane, double now) except *
     cdef _begin_call(self, Lane lane, double now)
-    cdef Exchange _asked(self, Reader* r)
+    cdef _await(self, Exchange exchange)
+    cdef Exchange _take_asked(self, Lane lane)
+    cdef Exchange _answered(self, Lane lane, object sequence, object waiting)
     cdef _note_result(self, Lane lane)
     cdef _count(self, Lane lane)
     cdef _message_over(self, Lane lane, double now)
-    cdef _queue(self, Exchange exchange)
     cdef _forget(self, Exchange exchange)
+    cdef list _in_flight(self)
+    cdef _take_out(self, Exchange exchange)
     cdef _finish(self, Exchange exchange, End how, double now)
     cdef _end_all(self, End how, int error, double now)
     cdef Exchange _unread_reply(self)
     cdef Exchange _unread_call(self)
-    cdef _fault(self, Lane lane, str reason, str text, double now)
+    cdef _fault(self, Lane lane, str reason, str text, double now, bint of_peer=*)
     cdef _message_fault(self, Lane lane, double now)
     cdef _give_up(self, str reason, double now)
     cdef _refuse(self, End how, int error, double now)

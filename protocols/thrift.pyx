@@ -12,6 +12,8 @@ knowing its dialect.
 """
 
 import zlib
+from collections import deque
+from operator import attrgetter
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -20,7 +22,7 @@ from libc.string cimport memcmp
 from protocols.assembly cimport Assembly
 from protocols.codec cimport EXCEEDED, FINISHED, Opaque, REFUSED, Refusal, SUCCEEDED
 from protocols.exchange cimport (
-    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, End, Exchange, HEAD_TIMEOUT, TCP, THRIFT, ThriftCall,
+    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, End, Exchange, HEAD_TIMEOUT, LIMIT, TCP, THRIFT, ThriftCall,
     UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN,
 )
 from protocols.thrift_header cimport (
@@ -42,6 +44,9 @@ cdef enum:
     # What is inflated of one payload, and how much of it at a time.
     MAX_INFLATED = 64 * 1024
     INFLATED_PIECE = 4096
+    # Of all payloads in one read: to read on in what takes no bytes on the wire would stall all other connections.
+    MAX_INFLATED_AT_ONCE = 1024 * 1024
+    MAX_LOOKED_AT = 64              # calls, for one with the name of a reply
 
 _TRANSPORTS = ("", "buffered", "framed", "header")
 _ENCODINGS = ("binary", "binary-old", "compact")
@@ -54,6 +59,8 @@ _EXCEPTION_TYPES = (
 
 cdef str BEYOND_FRAME = "a message that goes on beyond its frame"
 
+_STARTED = attrgetter("started")
+
 cdef Assembly assembly = Assembly()
 
 
@@ -61,11 +68,11 @@ cdef inline unsigned int _u32(const unsigned char* p) noexcept nogil:
     return (<unsigned int>p[0] << 24) | (<unsigned int>p[1] << 16) | (<unsigned int>p[2] << 8) | p[3]
 
 
-cdef inline bint _named(bytes method, const unsigned char* name, Py_ssize_t length):
-    """Whether a reply with this name answers the method: a multiplexed one leaves out the "Service:"."""
-    cdef const unsigned char* m = <const unsigned char*>PyBytes_AS_STRING(method)
-    cdef Py_ssize_t before = len(method) - length
-    if before < 0 or memcmp(m + before, name, length) != 0:
+cdef inline bint _is_named(Exchange call, Reader* r):
+    """Whether a reply has the name of the call: of a multiplexed one it leaves out the "Service:"."""
+    cdef const unsigned char* m = <const unsigned char*>PyBytes_AS_STRING(call.method)
+    cdef Py_ssize_t before = len(call.method) - r.text_length
+    if before < 0 or memcmp(m + before, r.text, r.text_length) != 0:
         return False
     return before == 0 or m[before - 1] == c":"
 
@@ -131,6 +138,7 @@ cdef class Thrift(Codec):
                 lane.left = data if lane.left is None else lane.left + data
             return b""
         out.length = 0
+        self.inflated_at_once = 0
         while position < n and not self.over:
             if lane.stage == MESSAGE:
                 position += self._read(lane, p + position, n - position, now)
@@ -157,6 +165,9 @@ cdef class Thrift(Codec):
         if self.over:
             if self.successor is not None:
                 lane.left = p[position:n]
+            else:
+                # What is refused has not begun for the other side.
+                position = max(hold, copied)
         elif not lane.holding:
             return out.passed(data, p, copied, n)
         lane.held_before = lane.holding
@@ -204,11 +215,13 @@ cdef class Thrift(Codec):
         elif look == NO_THRIFT:
             self._fault(lane, "not_thrift", "bytes that begin neither a frame nor a message of Thrift", now)
         elif look == EMPTY:
-            self._fault(lane, "not_thrift", "a frame without a message", now)
+            # Of a client that flushes with nothing to say (TFramedTransport).
+            self._let_go(lane, None)
+            lane.stage = BETWEEN
         elif look == TOO_LARGE:
             self._fault(
-                lane, "frame_too_large",
-                f"a frame of {<int>lane.frame_length} bytes, {self.frame_limit} are allowed", now,
+                lane, "frame_too_large", f"a frame of {lane.frame_length} bytes, of which ARCA reads "
+                f"{self.frame_limit} (limits.thrift_frame_bytes)", now, of_peer=False,
             )
         return used
 
@@ -233,12 +246,14 @@ cdef class Thrift(Codec):
                             return NO_THRIFT
                         lane.coming_in = lane.transport = BUFFERED
                         return READ
+            if k == 4 and _u32(lane.prefix) == 0:
+                return EMPTY
             if k == 4 and lane.transport != UNKNOWN or k == 5:
                 lane.frame_length = _u32(lane.prefix)
+                if lane.frame_length > 0x7FFFFFFF:
+                    return NO_THRIFT
                 if lane.frame_length > self.frame_limit:
                     return TOO_LARGE
-                if lane.frame_length == 0:
-                    return EMPTY
             if k == 5 and lane.prefix[4] != 0x0F:
                 lane.coming_in = FRAMED
                 if lane.transport == UNKNOWN:
@@ -331,11 +346,10 @@ cdef class Thrift(Codec):
             self._fault(lane, "not_thrift", "a header transport frame whose head breaks off", now)
             return used
         if block.transform == OTHER:
-            if self.strict:
-                self._fault(lane, "protocol", "a header transport frame with a protocol or transform other than "
-                            "binary, compact and zlib", now)
-            else:
-                self._give_up("protocol", now)
+            self._fault(
+                lane, "protocol", "a header transport frame with a protocol or transform other than binary, compact "
+                "and zlib, which ARCA does not read", now, of_peer=False,
+            )
             return used
         if lane.frame_left == 0:
             self._fault(lane, "not_thrift", BEYOND_FRAME, now)
@@ -374,6 +388,12 @@ cdef class Thrift(Codec):
         lane.uncounted += used
         lane.frame_left -= used
         while step == MORE and lane.inflated <= MAX_INFLATED:
+            if self.inflated_at_once > MAX_INFLATED_AT_ONCE:
+                self._fault(
+                    lane, "inflated", f"payloads that inflate to more than {MAX_INFLATED_AT_ONCE} bytes at once, which "
+                    "ARCA does not read", now, of_peer=False,
+                )
+                return used
             try:
                 piece = lane.inflater.decompress(waiting, INFLATED_PIECE)
             except zlib.error as error:
@@ -383,6 +403,7 @@ cdef class Thrift(Codec):
                 break
             waiting = lane.inflater.unconsumed_tail
             lane.inflated += len(piece)
+            self.inflated_at_once += len(piece)
             at = 0
             while step == MORE and at < len(piece):
                 step = read_message(
@@ -416,10 +437,10 @@ cdef class Thrift(Codec):
             if r.type == CALL or r.type == ONEWAY:
                 self._begin_call(lane, now)
         elif r.type == REPLY or r.type == EXCEPTION:
-            lane.exchange = self._asked(r)
+            lane.exchange = self._take_asked(lane)
             if lane.exchange is not None:
                 lane.exchange.first_byte = lane.began
-        return OVER if r.brief and (r.type == CALL or r.type == ONEWAY) else MORE
+        return OVER if r.brief and (lane.downstream or r.type == CALL or r.type == ONEWAY) else MORE
 
     cdef _begin_call(self, Lane lane, double now):
         cdef Reader* r = &lane.reader
@@ -452,27 +473,74 @@ cdef class Thrift(Codec):
             exchange.parent_id = lane.parent_id
             exchange.sampled = lane.sampled
         lane.exchange = exchange
-        self._queue(exchange)
+        self.in_flight += 1
+        self.kept += _kept(exchange)
+        if not call.oneway:
+            self._await(exchange)
         if self.no_upstream is not None:
             self._count(lane)
             self._refuse(DIAL_FAILED, self.no_upstream[0], now)
 
-    cdef Exchange _asked(self, Reader* r):
-        """The call that a reply belongs to: of its sequence id and name, or its sequence id, or its name."""
-        cdef Exchange exchange = self.oldest, by_sequence = None, by_name = None
-        cdef bint named
-        while exchange is not None:
-            if exchange.first_byte < 0 and not exchange.thrift.oneway:
-                named = _named(exchange.method, r.text, r.text_length)
-                if exchange.thrift.sequence == r.sequence:
-                    if named:
-                        return exchange
-                    if by_sequence is None:
-                        by_sequence = exchange
-                elif named and by_name is None:
-                    by_name = exchange
-            exchange = exchange.following
-        return by_name if by_sequence is None else by_sequence
+    cdef _await(self, Exchange exchange):
+        """A reply is to come."""
+        cdef object sequence = exchange.thrift.sequence, before
+        if self.asked is None:
+            self.asked = {}
+        before = self.asked.get(sequence)
+        if before is None:
+            self.asked[sequence] = exchange
+        elif type(before) is deque:
+            before.append(exchange)
+        else:
+            self.asked[sequence] = deque((before, exchange))
+
+    cdef Exchange _take_asked(self, Lane lane):
+        """The call that the reply being read belongs to: of its sequence id, and of its name where several have that.
+
+        Or of its name alone, where a server does not give sequence ids back: who did once is taken at its word.
+        """
+        cdef Exchange exchange
+        cdef int looked = 0
+        cdef object sequence = lane.reader.sequence, waiting
+        if not self.asked:
+            return None
+        waiting = self.asked.get(sequence)
+        if waiting is not None:
+            exchange = self._answered(lane, sequence, waiting)
+            if exchange is not None and _is_named(exchange, &lane.reader):
+                self.echoes = True
+            return exchange
+        if self.echoes:
+            return None
+        for sequence, waiting in self.asked.items():
+            if _is_named(waiting[0] if type(waiting) is deque else waiting, &lane.reader):
+                return self._answered(lane, sequence, waiting)
+            looked += 1
+            if looked == MAX_LOOKED_AT:
+                break
+        return None
+
+    cdef Exchange _answered(self, Lane lane, object sequence, object waiting):
+        """Who waits under a sequence id has its reply, unless that began before the call."""
+        cdef Exchange exchange
+        cdef Py_ssize_t i, at = 0
+        if type(waiting) is not deque:
+            exchange = waiting
+            if lane.began < exchange.started:
+                return None
+            del self.asked[sequence]
+            return exchange
+        for i in range(min(len(waiting), <Py_ssize_t>MAX_LOOKED_AT)):
+            if _is_named(waiting[i], &lane.reader):
+                at = i
+                break
+        exchange = waiting[at]
+        if lane.began < exchange.started:
+            return None
+        del waiting[at]
+        if not waiting:
+            del self.asked[sequence]
+        return exchange
 
     cdef _note_result(self, Lane lane):
         """What a reply came to, once it is known."""
@@ -485,7 +553,7 @@ cdef class Thrift(Codec):
         if r.type == EXCEPTION:
             exchange.failed = True
             # What leaves its type out is UNKNOWN.
-            call.exception_type = r.exception_type
+            call.exception_type = 0 if r.exception_type == -1 else r.exception_type
             exchange.code = (
                 _EXCEPTION_TYPES[call.exception_type] if 0 <= call.exception_type < len(_EXCEPTION_TYPES)
                 else str(call.exception_type)
@@ -527,30 +595,27 @@ cdef class Thrift(Codec):
 
     # -- ends ----------------------------------------------------------------------------------------------
 
-    cdef _queue(self, Exchange exchange):
-        if self.newest is None:
-            self.oldest = exchange
-        else:
-            self.newest.following = exchange
-        self.newest = exchange
-        self.in_flight += 1
-        self.kept += _kept(exchange)
-
     cdef _forget(self, Exchange exchange):
-        """Take it out of those in flight."""
-        cdef Exchange before = None, at = self.oldest
-        while at is not exchange:
-            before = at
-            at = at.following
-        if before is None:
-            self.oldest = exchange.following
-        else:
-            before.following = exchange.following
-        if self.newest is exchange:
-            self.newest = before
-        exchange.following = None
+        """It is in flight no more."""
         self.in_flight -= 1
         self.kept -= _kept(exchange)
+
+    cdef list _in_flight(self):
+        """All that began and did not end, the oldest first."""
+        cdef list found = []
+        cdef object waiting
+        cdef Exchange exchange
+        if self.asked is not None:
+            for waiting in self.asked.values():
+                if type(waiting) is deque:
+                    found.extend(waiting)
+                else:
+                    found.append(waiting)
+        for exchange in (self.up.exchange, self.down.exchange):
+            if exchange is not None and not any(exchange is other for other in found):
+                found.append(exchange)
+        found.sort(key=_STARTED)
+        return found
 
     cdef _finish(self, Exchange exchange, End how, double now):
         exchange.end = how
@@ -561,34 +626,31 @@ cdef class Thrift(Codec):
 
     cdef _end_all(self, End how, int error, double now):
         """Everything in flight ends; an exchange whose answer is complete ended well."""
-        cdef Exchange exchange, following
+        cdef Exchange exchange
         self._unread_reply()
-        exchange = self.oldest
-        self.oldest = self.newest = self.down.exchange = self.up.exchange = None
-        self.in_flight = 0
-        self.kept = 0
-        while exchange is not None:
-            following = exchange.following
-            exchange.following = None
+        for exchange in self._in_flight():
             if exchange.response_complete:
                 self._finish(exchange, COMPLETE, now)
             else:
                 exchange.error = error
                 self._finish(exchange, how, now)
-            exchange = following
+        self.asked = None
+        self.down.exchange = self.up.exchange = None
+        self.in_flight = 0
+        self.kept = 0
 
     cdef Exchange _unread_reply(self):
         """The call that a reply seems to belong to whose head has not been read to its end: the oldest."""
-        cdef Exchange exchange = self.oldest
+        cdef Exchange exchange
         if self.up.stage == BETWEEN or self.up.head_read:
             return None
-        while exchange is not None and (exchange.first_byte >= 0 or exchange.thrift.oneway):
-            exchange = exchange.following
-        if exchange is not None:
-            exchange.first_byte = self.up.began
-            exchange.response_bytes += self.up.uncounted
-            self.up.uncounted = 0
-        return exchange
+        for exchange in self._in_flight():
+            if exchange.first_byte < 0 and not exchange.thrift.oneway and exchange.started <= self.up.began:
+                exchange.first_byte = self.up.began
+                exchange.response_bytes += self.up.uncounted
+                self.up.uncounted = 0
+                return exchange
+        return None
 
     cdef Exchange _unread_call(self):
         """An exchange for a message of downstream whose head has not been read to its end."""
@@ -609,13 +671,14 @@ cdef class Thrift(Codec):
             # A oneway call that is still being sent asks for no answer.
             sending = self.down.exchange
             if sending is not None and sending.thrift.oneway:
-                self._forget(sending)
+                self.down.exchange = None
             else:
                 sending = None
             self._end_all(DOWNSTREAM_FIN if self.down.closed else UPSTREAM_FIN, 0, now)
             if sending is not None:
                 self.down.exchange = sending
-                self._queue(sending)
+                self.in_flight = 1
+                self.kept = _kept(sending)
         return b""
 
     cpdef end(self, End how, int error, double now):
@@ -630,18 +693,13 @@ cdef class Thrift(Codec):
         self.over = True
 
     cpdef list running(self, double before):
-        cdef Exchange exchange = self.oldest
-        cdef list found = []
-        while exchange is not None:
-            if exchange.started < before:
-                found.append(exchange)
-            exchange = exchange.following
-        return found
+        cdef Exchange exchange
+        return [exchange for exchange in self._in_flight() if exchange.started < before]
 
     cpdef bint awaits_head(self, double since):
         return (
             self.down.stage != BETWEEN and not self.down.head_read and self.down.began < since
-            and not self.down.closed and not self.over
+            and not self.down.closed and not self.over and self.no_upstream is None
         )
 
     cpdef refuse_late_head(self, double now):
@@ -652,7 +710,7 @@ cdef class Thrift(Codec):
     cpdef dial_failed(self, int error, int status, str cause, str text, double now):
         if self.over:
             return
-        if self.oldest is None:
+        if self.in_flight == 0:
             # Nobody asked yet; whoever does is reset.
             self.no_upstream = (error, status, cause, text)
             return
@@ -660,14 +718,21 @@ cdef class Thrift(Codec):
 
     # -- what the engine does not carry on -----------------------------------------------------------------
 
-    cdef _fault(self, Lane lane, str reason, str text, double now):
-        """A message of this side cannot be read; whatever else is in flight cannot be followed any more."""
+    cdef _fault(self, Lane lane, str reason, str text, double now, bint of_peer=True):
+        """A message of this side cannot be read; whatever else is in flight cannot be followed any more.
+
+        Unless it is ``of_peer``, others could read it.
+        """
         cdef Exchange exchange = lane.exchange
         cdef End how = DOWNSTREAM_FAULT if lane.downstream else UPSTREAM_FAULT
+        if not of_peer:
+            how = LIMIT if self.strict else UNREADABLE
         self._count(lane)
         if exchange is None:
             exchange = self._unread_call() if lane.downstream else self._unread_reply()
         elif exchange.response_complete:
+            self._forget(exchange)
+            self._finish(exchange, COMPLETE, now)
             exchange = None
         if exchange is None:
             exchange = Exchange.__new__(Exchange, THRIFT, lane.began)
@@ -676,8 +741,9 @@ cdef class Thrift(Codec):
             else:
                 exchange.response_bytes = lane.uncounted
                 exchange.first_byte = lane.began
-        elif lane.exchange is exchange or not lane.downstream:
+        elif exchange.thrift is not None:
             self._forget(exchange)
+            self._take_out(exchange)
         exchange.fault = text
         lane.exchange = None
         lane.head_read = True
@@ -689,7 +755,21 @@ cdef class Thrift(Codec):
 
     cdef _message_fault(self, Lane lane, double now):
         cdef Fault fault = lane.reader.fault
-        self._fault(lane, "too_deep" if fault == TOO_DEEP else "not_thrift", FAULTS[fault], now)
+        if fault == TOO_DEEP:
+            self._fault(lane, "too_deep", FAULTS[fault], now, of_peer=False)
+        else:
+            self._fault(lane, "not_thrift", FAULTS[fault], now)
+
+    cdef _take_out(self, Exchange exchange):
+        """A call that is not to be answered any more."""
+        cdef object sequence = exchange.thrift.sequence, waiting
+        waiting = None if self.asked is None else self.asked.get(sequence)
+        if waiting is exchange:
+            del self.asked[sequence]
+        elif type(waiting) is deque and exchange in waiting:
+            waiting.remove(exchange)
+            if not waiting:
+                del self.asked[sequence]
 
     cdef _give_up(self, str reason, double now):
         """From here on the bytes are carried without being read."""

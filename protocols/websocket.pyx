@@ -87,6 +87,7 @@ cdef class WebSocket(Codec):
             return b""
         if frames.closed:
             return data
+        self.inner.read_since = self.read_since
         scratch.length = 0
         fault = self._take(frames, <const unsigned char*>PyBytes_AS_STRING(data), len(data), scratch)
         if scratch.length or not data:
@@ -183,12 +184,14 @@ cdef class WebSocket(Codec):
 
     cpdef bytes upstream_eof(self, double now):
         if not self.over:
+            self.inner.read_since = self.read_since
             self.inner.upstream_eof(now)
             self._follow(now)
         return b""
 
     cpdef end(self, End how, int error, double now):
         if not self.over:
+            self.inner.read_since = self.read_since
             self.inner.end(how, error, now)
             self._follow(now)
             self.over = True
@@ -198,6 +201,7 @@ cdef class WebSocket(Codec):
 
     cpdef gone_silent(self, double now):
         if not self.over:
+            self.inner.read_since = self.read_since
             self.inner.gone_silent(now)
             self._follow(now)
 

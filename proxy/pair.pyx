@@ -111,6 +111,9 @@ _RESET_POLL_SECONDS = 0.01
 _RESET_POLLS = 100
 
 
+cdef double NEVER = float("inf")
+
+
 cdef inline double clock() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
@@ -219,6 +222,8 @@ cdef class Side:
             self.transport.pause_reading()
             if self.is_downstream:
                 self.watch()
+                if self.pair.codec is not None:
+                    self.pair.codec.read_since = NEVER
         self.paused |= reason
 
     cdef resume(self, int reason):
@@ -228,6 +233,8 @@ cdef class Side:
         if not self.paused and self.transport is not None and not self.closing and not self.eof:
             self.unwatch()
             self.transport.resume_reading()
+            if self.is_downstream and self.pair.codec is not None:
+                self.pair.codec.read_since = clock()
 
     cdef watch(self):
         """The loop does not hear this side now: have a reset reported nevertheless."""
@@ -618,6 +625,8 @@ cdef class Pair:
 
     cdef _adopt(self, Codec codec):
         self.codec = codec
+        if self.downstream.paused:
+            codec.read_since = NEVER
         self.in_flight = self.interceptor.in_flight_gauge(codec.protocol_name())
         if self.no_upstream is not None:
             self._tell_dial_failed()
@@ -729,7 +738,7 @@ cdef class Pair:
         if self.refused:
             side.close()
             return
-        if self.codec is None and (self.first or not side.is_downstream):
+        if self.first is not None and (self.codec is not None or self.first or not side.is_downstream):
             self._go_on_opaque("closed", now)
         if side.is_downstream:
             if self.codec is not None:
@@ -855,7 +864,7 @@ cdef class Pair:
     cdef _end(self, End how, int error):
         """Whatever is in flight ended so."""
         cdef double now = clock()
-        if self.codec is None:
+        if self.first is not None:
             self._go_on_opaque("closed", now)
         self._tell_unsent(how, error)
         self.codec.end(how, error, now)

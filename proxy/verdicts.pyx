@@ -11,8 +11,8 @@ import os
 
 from protocols.exchange cimport (
     COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, DOWNSTREAM_RST, DOWNSTREAM_RST_STREAM, DRAINED, End,
-    Exchange, HEAD_TIMEOUT, HTTP_2, INTERNAL, KEEPALIVE_MISSED, LOOP, MQTT, MqttPacket, OVERLOAD, THRIFT, UNREADABLE,
-    UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_GOAWAY, UPSTREAM_RST, UPSTREAM_RST_STREAM, WEBSOCKET,
+    Exchange, HEAD_TIMEOUT, HTTP_2, INTERNAL, KEEPALIVE_MISSED, LIMIT, LOOP, MQTT, MqttPacket, OVERLOAD, THRIFT,
+    UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_GOAWAY, UPSTREAM_RST, UPSTREAM_RST_STREAM, WEBSOCKET,
 )
 
 from protocols.http2_codes import ErrorCode, error_name
@@ -55,13 +55,12 @@ cdef double CLIENT_DEADLINE = 0.98
 cdef enum:
     DEADLINE_EXCEEDED = 4  # grpc-status
     MESSAGE_MAX = 200      # characters that a peer said, in a sentence
-    KEEP_ALIVE_TIMEOUT = 0x8D  # reason codes of MQTT 5.0, section 2.4
-    SESSION_TAKEN_OVER = 0x8E
 # Reason codes of a DISCONNECT that blame what the other side sent; that it says so proves only that it gave up.
-_MQTT_COMPLAINTS = frozenset((0x81, 0x82, 0x90, 0x93, 0x94, 0x95, 0x96, 0x99))
+# Reason codes of MQTT 5.0, section 2.4; a missed keep-alive that was seen here has an end of its own.
+_MQTT_COMPLAINTS = frozenset((0x81, 0x82, 0x8D, 0x90, 0x93, 0x94, 0x95, 0x96, 0x99))
 # What a reason code of the server's DISCONNECT says beyond its name.
 _MQTT_MEANS = {
-    SESSION_TAKEN_OVER: "another connection took the client id over",
+    0x8E: "another connection took the client id over",
     0x8B: "it is being shut down",
     0x9C: "the client should use another server for now",
     0x9D: "the client should use another server from now on",
@@ -232,6 +231,11 @@ def _blame(Exchange exchange, str server):
             "ARCA carries limits.max_connections already: the connection was reset.",
             "curl -s http://127.0.0.1:15000/stats",
         )
+    if exchange.end == LIMIT:
+        return Verdict(
+            Domain.PROXY, Cause.LIMIT, Origin.PROXY, phase, 1.0,
+            f"ARCA refused what it does not read, for strict is set{_because(exchange)}, {progress}.",
+        )
     if exchange.end == DRAINED and _is_session(exchange):
         return Verdict(
             Domain.PROXY, Cause.LIMIT, Origin.PROXY, phase, 1.0,
@@ -245,7 +249,7 @@ def _blame(Exchange exchange, str server):
     if exchange.end == UNREADABLE:
         return Verdict(
             Domain.UNKNOWN, Cause.UNKNOWN, None, phase, 0.0,
-            "The bytes stopped being readable as their protocol and were carried untouched: "
+            f"The bytes stopped being readable as their protocol{_because(exchange)} and were carried untouched: "
             "how this exchange ended was not seen.",
         )
     return Verdict(
@@ -259,7 +263,7 @@ def _blame_thrift(Exchange exchange, str server, object phase):
     cdef double at_ms = round((exchange.ended - exchange.started) * 1000, 3)
     said = _quoted(exchange.thrift.message)
     evidence = [Evidence(Source.WIRE, "thrift_exception", exchange.code or "", at_ms)]
-    if exchange.thrift.exception_type >= 0:
+    if exchange.thrift.exception_field == 0:
         what = f"{exchange.code} ({exchange.thrift.exception_type})"
         evidence.append(Evidence(Source.WIRE, "thrift_exception_type", exchange.thrift.exception_type, at_ms))
     else:
@@ -285,13 +289,6 @@ def _blame_mqtt(Exchange exchange, str server, object phase):
         Evidence(Source.WIRE, "mqtt_reason_number", packet.reason, at_ms),
     )
     if method == "DISCONNECT" and exchange.by_upstream:
-        if packet.reason == KEEP_ALIVE_TIMEOUT:
-            # It knows when it heard the client last; whether the path lost what the client said it does not.
-            return Verdict(
-                Domain.CLIENT, Cause.KEEPALIVE_MISSED, Origin.DOWNSTREAM, Phase.IDLE, 0.8,
-                f"{server} ended the session with {code}: it heard nothing from the client for too long{said}.",
-                _sockets_of(server), evidence,
-            )
         complains = packet.reason in _MQTT_COMPLAINTS
         means = "it complains of what the client sent; whether rightly was not seen" if complains else (
             _MQTT_MEANS.get(packet.reason)
@@ -370,6 +367,10 @@ cdef str _before(Exchange exchange):
     if exchange.by_upstream:
         return f"before the client had answered the server's {method}"
     return f"before {whose} {method} was answered"
+
+
+cdef str _because(Exchange exchange):
+    return "" if exchange.fault is None else f" ({exchange.fault})"
 
 
 cdef str _sent_downstream(Exchange exchange):

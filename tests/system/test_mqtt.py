@@ -565,7 +565,7 @@ def test_the_reason_of_a_brokers_disconnect_is_told(arca: Front) -> None:
         0x8E: ("Session taken over", REFUSED),
         0x8B: ("Server shutting down", REFUSED),
         0x81: ("Malformed Packet", REFUSED),
-        0x8D: ("Keep Alive timeout", KEEPALIVE_MISSED),
+        0x8D: ("Keep Alive timeout", REFUSED),
     }
     clients = []
     for reason in expected:

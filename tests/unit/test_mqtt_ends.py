@@ -232,7 +232,7 @@ def test_silence_for_one_and_a_half_keep_alives_is_told_once() -> None:
 
 def test_a_client_that_is_heard_again_is_watched_again() -> None:
     caller = silent(10)
-    caller.codec.gone_silent(17.0)
+    caller.codec.gone_silent(17.5)
     caller.now = 20.0
     caller.downstream(packet(PINGREQ))
     assert caller.codec.silent_after == 21.0 + 15.0
@@ -278,6 +278,21 @@ def test_a_server_that_ends_the_connection_after_the_keep_alive(
     assert (exchange.method, exchange.end) == (
         (b"PINGREQ", End.KEEPALIVE_MISSED) if missed else (b"DISCONNECT", how)
     )
+
+
+def test_a_client_that_nobody_listened_to_was_not_silent() -> None:
+    caller = silent(10)
+    caller.codec.read_since = inf
+    caller.codec.gone_silent(30.0)
+    assert not caller.codec.finished
+    caller.codec.read_since = 31.0
+    caller.codec.gone_silent(caller.codec.silent_after + 0.5)
+    assert not caller.codec.finished
+    assert caller.codec.silent_after == 31.0 + 15.0
+    caller.now = 40.0
+    caller.upstream(packet(DISCONNECT, b"\x8d"))
+    (exchange,) = caller.exchanges
+    assert (exchange.end, exchange.code, exchange.failed) == (End.COMPLETE, "Keep Alive timeout", True)
 
 
 def test_a_server_that_says_so_speaks_of_the_clients_silence() -> None:

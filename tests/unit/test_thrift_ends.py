@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import zlib
 
 import pytest
 
@@ -289,11 +290,10 @@ FAULTS = {
         "too_deep",
         "structs and containers more than 64 deep",
     ),
-    "empty frame": (b"\x00\x00\x00\x00\x80", "not_thrift", "a frame without a message"),
     "large frame": (
         b"\x00\xfa\x00\x01\x80\x01",
         "frame_too_large",
-        "a frame of 16384001 bytes, 16384000 are allowed",
+        "a frame of 16384001 bytes, of which ARCA reads 16384000 (limits.thrift_frame_bytes)",
     ),
     "short frame": (
         b"\x00\x00\x00\x05\x80\x01\x00\x01\x00",
@@ -327,6 +327,8 @@ FAULTS = {
         "a message that goes on beyond its frame",
     ),
 }
+# What ARCA does not read is no fault of who sent it.
+OWN = {"too_deep": End.UNREADABLE, "frame_too_large": End.UNREADABLE}
 pieces = pytest.mark.parametrize("size", [1, 2, 1000])
 
 
@@ -343,7 +345,7 @@ def test_a_faulty_call_is_told_and_carried_on(name: str, size: int) -> None:
         caller.downstream(piece)
     assert caller.fallback == reason
     [exchange] = caller.exchanges
-    assert exchange.end == End.DOWNSTREAM_FAULT
+    assert exchange.end == OWN.get(reason, End.DOWNSTREAM_FAULT)
     assert exchange.fault is not None
     assert exchange.fault.startswith(text)
     assert caller.to_upstream == data + b"rest"
@@ -363,7 +365,7 @@ def test_a_faulty_reply_is_told_and_carried_on(name: str, size: int) -> None:
         caller.upstream(piece)
     assert caller.fallback == reason
     first, second = caller.exchanges
-    assert (first.end, first.method, first.first_byte) == (End.UPSTREAM_FAULT, b"a", 2)
+    assert (first.end, first.method, first.first_byte) == (OWN.get(reason, End.UPSTREAM_FAULT), b"a", 2)
     assert first.fault is not None
     assert first.fault.startswith(text)
     assert (second.end, second.method) == (End.UNREADABLE, b"get")
@@ -372,21 +374,75 @@ def test_a_faulty_reply_is_told_and_carried_on(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_with_strict_a_faulty_call_is_refused(name: str) -> None:
-    data, _, text = FAULTS[name]
+    data, reason, text = FAULTS[name]
     caller = Caller(Thrift(fixed_ids(), strict=True))
     caller.downstream(data)
     assert caller.refusal == b""
+    assert caller.to_upstream == b""
     [exchange] = caller.exchanges
-    assert exchange.end == End.DOWNSTREAM_FAULT
+    assert exchange.end == (End.LIMIT if reason in OWN else End.DOWNSTREAM_FAULT)
     assert exchange.fault is not None
     assert exchange.fault.startswith(text)
 
 
-@pytest.mark.parametrize("length", [b"\xff\xff\xff\xff", b"\x80\x01\x00\x01", b"\x00\xfa\x00\x01"])
-def test_later_frames_are_held_to_the_limit_too(length: bytes) -> None:
+@pytest.mark.parametrize(
+    ("length", "end", "reason"),
+    [
+        (b"\xff\xff\xff\xff", End.DOWNSTREAM_FAULT, "not_thrift"),
+        (b"\x80\x01\x00\x01", End.DOWNSTREAM_FAULT, "not_thrift"),
+        (b"\x00\xfa\x00\x01", End.UNREADABLE, "frame_too_large"),
+    ],
+)
+def test_later_frames_are_held_to_the_limit_too(length: bytes, end: End, reason: str) -> None:
     conversation().downstream(GET + length).to_upstream(GET + length).exchange(
-        end=End.DOWNSTREAM_FAULT, request_bytes=4
-    ).exchange(end=End.UNREADABLE, method=b"get").carried_on("frame_too_large").nothing()
+        end=end, request_bytes=4
+    ).exchange(end=End.UNREADABLE, method=b"get").carried_on(reason).nothing()
+
+
+@pieces
+def test_an_empty_frame_is_passed_over(size: int) -> None:
+    """Of a client that flushes with nothing to say."""
+    caller = Caller(Thrift(fixed_ids()))
+    for piece in in_pieces(GET + bytes(4) + GET, size):
+        caller.downstream(piece)
+    for piece in in_pieces(bytes(4) + GOT + bytes(8) + GOT, size):
+        caller.upstream(piece)
+    assert caller.to_upstream == GET + bytes(4) + GET
+    assert [(one.method, one.end) for one in caller.exchanges] == [(b"get", End.COMPLETE)] * 2
+    assert caller.codec.in_flight == 0
+
+
+def test_replies_are_given_to_no_other_call_once_the_server_gave_ids_back() -> None:
+    caller = Caller(Thrift(fixed_ids()))
+    calls = b"".join(message("framed", "compact", "get", CALL, number, VOID) for number in (1, 2))
+    caller.downstream(calls)
+    once = message("framed", "compact", "get", REPLY, 1, VOID)
+    caller.upstream(once + once)
+    assert len(caller.exchanges) == 1
+    assert caller.codec.in_flight == 1
+
+
+def test_a_reply_that_began_before_a_call_is_not_its_reply() -> None:
+    caller = Caller(Thrift(fixed_ids()))
+    caller.upstream(GOT[:-1])
+    caller.downstream(GET)
+    caller.upstream(GOT[-1:])
+    assert not caller.exchanges
+    caller.upstream(GOT)
+    assert [one.end for one in caller.exchanges] == [End.COMPLETE]
+
+
+def test_what_is_inflated_of_one_read_has_a_bound() -> None:
+    """An exception that is a long list of empty structs: much to read, and next to nothing on the wire."""
+    inside = compact(b"\x39" + b"\xfc\x80\x80\x04" + bytes(65536))
+    inside = b"\x82\x61" + inside[2:]
+    body = b"\x02\x01\x01\x00" + zlib.compress(inside)
+    head = b"\x0f\xff\x00\x00\x00\x00\x00\x01\x00\x01"
+    frame = (len(head) + len(body)).to_bytes(4) + head + body
+    caller = Caller(Thrift(fixed_ids()))
+    caller.upstream(frame * 40)
+    assert caller.fallback == "inflated"
+    assert caller.to_downstream == frame * 40
 
 
 def test_the_frame_limit_is_the_caller_s_to_set() -> None:
@@ -394,7 +450,9 @@ def test_the_frame_limit_is_the_caller_s_to_set() -> None:
     assert engine.frame_limit == 16_384_000
     engine.frame_limit = len(GET) - 5
     Conversation(engine).downstream(GET).to_upstream(GET).exchange(
-        end=End.DOWNSTREAM_FAULT, fault=f"a frame of {len(GET) - 4} bytes, {len(GET) - 5} are allowed"
+        end=End.UNREADABLE,
+        fault=f"a frame of {len(GET) - 4} bytes, of which ARCA reads {len(GET) - 5} "
+        "(limits.thrift_frame_bytes)",
     ).carried_on("frame_too_large").nothing()
 
 

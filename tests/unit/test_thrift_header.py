@@ -231,12 +231,14 @@ def test_what_is_not_read_of_the_header_transport_is_carried_on(head: bytes) -> 
             caller.downstream(frame[at : at + size])
         assert caller.fallback == "protocol"
         assert caller.to_upstream == first + frame
-        [exchange] = caller.exchanges
-        assert (exchange.end, exchange.fault) == (End.UNREADABLE, None)
+        unread, call_before = caller.exchanges
+        assert (unread.end, unread.method) == (End.UNREADABLE, None)
+        assert "which ARCA does not read" in (unread.fault or "")
+        assert (call_before.end, call_before.method) == (End.UNREADABLE, b"get")
     strict = Caller(Thrift(fixed_ids(), strict=True))
     strict.downstream(frame)
     assert strict.refusal == b""
-    assert [e.end for e in strict.exchanges] == [End.DOWNSTREAM_FAULT]
+    assert [e.end for e in strict.exchanges] == [End.LIMIT]
 
 
 def test_a_frame_of_another_transport_behind_goes_on_untouched() -> None:

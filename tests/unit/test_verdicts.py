@@ -579,7 +579,14 @@ def test_a_message_that_the_client_refuses_is_the_clients() -> None:
         (0x8E, "Session taken over", Domain.APPLICATION, Cause.MQTT_REFUSED, 1.0, "took the client id over"),
         (0x97, "Quota exceeded", Domain.APPLICATION, Cause.MQTT_REFUSED, 1.0, "Quota exceeded (0x97)."),
         (0x82, "Protocol Error", Domain.APPLICATION, Cause.MQTT_REFUSED, 0.7, "whether rightly was not seen"),
-        (0x8D, "Keep Alive timeout", Domain.CLIENT, Cause.KEEPALIVE_MISSED, 0.8, "for too long"),
+        (
+            0x8D,
+            "Keep Alive timeout",
+            Domain.APPLICATION,
+            Cause.MQTT_REFUSED,
+            0.7,
+            "whether rightly was not seen",
+        ),
     ],
 )
 def test_a_server_that_says_why_it_ends_the_session_is_quoted(
