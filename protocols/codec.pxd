@@ -26,6 +26,7 @@ cdef class Codec:
     cdef readonly int in_flight_grpc
     cdef public list exceeded
     cdef readonly double silent_after
+    cdef readonly double heard
     cdef public double read_since
 
     cpdef bytes from_downstream(self, bytes data, double now)

@@ -24,6 +24,7 @@ class Codec:
     in_flight_grpc: int  # of them, those that are gRPC
     exceeded: list[tuple[str, str]]  # (limit, side that went over it), taken out by the caller
     silent_after: float  # when downstream will have been silent for too long, and ``gone_silent`` is due
+    heard: float  # where silence is watched: when downstream said something last
     read_since: float  # set by the caller: since when it reads downstream, inf while it does not
 
     def from_downstream(self, data: bytes, now: float) -> bytes:

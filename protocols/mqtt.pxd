@@ -62,7 +62,6 @@ cdef class Mqtt(Codec):
     cdef bint over
     cdef bint unchanging             # what is being read went on already
     cdef bint downstream_closed
-    cdef bint upstream_closed
     cdef bint crossed                # one of the limits, and that was told
     cdef bint missed                 # a keep-alive, and that was told
     cdef State state
@@ -70,7 +69,6 @@ cdef class Mqtt(Codec):
     cdef int keep_alive              # seconds, 0 for none
     cdef bytes client_id
     cdef bytes will_topic            # what the server sends when no DISCONNECT ends the session (section 3.1.2.5)
-    cdef double heard                # downstream's newest bytes, or when it was let in
     cdef double heard_upstream
     cdef int no_upstream             # errno of the dial that failed, 0 if none did
     cdef Lane down
@@ -122,7 +120,7 @@ cdef class Mqtt(Codec):
     cdef _end_all(self, End how, int error, double now)
     cdef _end_session(self, End how, int error, double now)
     cdef double _silence(self, double now) noexcept
-    cdef _tell_miss(self, double now)
+    cdef _tell_miss(self, double now, bint ended)
     cdef _give_up(self, Lane lane, Fault fault, Packet* packet, double now)
     cdef _stop(self)
     cdef bytes _let_go(self, Lane lane)

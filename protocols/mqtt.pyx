@@ -362,6 +362,14 @@ cdef class Mqtt(Codec):
         self.down.auth = self.up.auth = None
         if exchange.failed:
             self.state = DISCONNECTED
+            # What was sent right behind CONNECT is refused with it.
+            for exchange in self._in_flight():
+                if exchange is not lane.exchange and not exchange.by_upstream and exchange.request_complete:
+                    self._say(exchange, reason, names, f, &properties.reason_string)
+                    exchange.failed = exchange.response_complete = True
+                    exchange.first_byte = max(lane.began, exchange.started)
+                    self._finish(exchange, COMPLETE, now)
+            self.down.asked = self.oldest_ping = self.newest_ping = None
             return SOUND
         self.state = ESTABLISHED
         self.down.max_packet = properties.maximum_packet_size
@@ -720,7 +728,8 @@ cdef class Mqtt(Codec):
     cdef _answer(self, Lane lane, Exchange exchange, Role role):
         """The packet being read answers ``exchange``."""
         if exchange.first_byte < 0:
-            exchange.first_byte = lane.began
+            # An answer in pieces may have begun before what it answers.
+            exchange.first_byte = max(lane.began, exchange.started)
         lane.exchange = exchange
         lane.role = role
 
@@ -818,7 +827,7 @@ cdef class Mqtt(Codec):
             (how == UPSTREAM_FIN or how == UPSTREAM_RST) and self.keep_alive and not self.missed
             and self._silence(now) > self.keep_alive
         ):
-            self._tell_miss(now)
+            self._tell_miss(now, True)
         elif not self.missed:
             exchange = self._make(False, DISCONNECT, max(self.heard, self.heard_upstream))
             exchange.mqtt.will_topic = self.will_topic
@@ -834,7 +843,7 @@ cdef class Mqtt(Codec):
         if self.state != ESTABLISHED or not self.keep_alive or self.missed or self.over:
             return
         if self._silence(now) > GRACE * self.keep_alive:
-            self._tell_miss(now)
+            self._tell_miss(now, False)
         else:
             self.silent_after = now + GRACE * self.keep_alive - max(self._silence(now), 0)
 
@@ -842,12 +851,14 @@ cdef class Mqtt(Codec):
         """For how long downstream said nothing, while somebody listened; negative where nobody does."""
         return now - max(self.heard, self.read_since)
 
-    cdef _tell_miss(self, double now):
-        """The packet that was due by now did not come."""
+    cdef _tell_miss(self, double now, bint ended):
+        """The packet that was due by now did not come; where the session ``ended`` for it, its will is due."""
         cdef Exchange exchange = self._make(False, PINGREQ, self.heard)
         self.missed = True
         exchange.mqtt.keep_alive = self.keep_alive
         exchange.mqtt.silence = self._silence(now)
+        if ended:
+            exchange.mqtt.will_topic = self.will_topic
         self._finish(exchange, KEEPALIVE_MISSED, now)
 
     # -- ends ----------------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ cdef class Thrift(Codec):
     cdef bint over
     cdef bint looking_on               # what is read has gone on already
     cdef bint exceeding
+    cdef bint proven                   # a whole call was read
     cdef bint echoes                   # the server gave back a sequence id
     cdef Lane down
     cdef Lane up

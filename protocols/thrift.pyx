@@ -23,13 +23,13 @@ from protocols.assembly cimport Assembly
 from protocols.codec cimport EXCEEDED, FINISHED, Opaque, REFUSED, Refusal, SUCCEEDED
 from protocols.exchange cimport (
     COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, End, Exchange, HEAD_TIMEOUT, LIMIT, TCP, THRIFT, ThriftCall,
-    UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN,
+    UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_RST,
 )
 from protocols.thrift_header cimport (
     BROKEN, HEADER_PREFIX, HeaderBlock, MAX_HEADER, MIN_HEADER_FRAME, OTHER, ZLIB,
 )
 from protocols.thrift_messages cimport (
-    CALL, EXCEPTION, FAULTY, Fault, HEAD_READ, MAX_NAME, MORE, ONEWAY, OVER, REPLY, Reader, Step, TOO_DEEP,
+    BINARY_OLD, CALL, EXCEPTION, FAULTY, Fault, HEAD_READ, MAX_NAME, MORE, ONEWAY, OVER, REPLY, Reader, Step, TOO_DEEP,
     begin_message, read_message,
 )
 
@@ -583,6 +583,7 @@ cdef class Thrift(Codec):
         self._count(lane)
         lane.exchange = None
         if lane.downstream:
+            self.proven = True
             exchange.request_complete = True
             if exchange.thrift.oneway:
                 exchange.ended = now
@@ -679,12 +680,17 @@ cdef class Thrift(Codec):
                 self.down.exchange = sending
                 self.in_flight = 1
                 self.kept = _kept(sending)
+            self.up.closed = True
         return b""
 
     cpdef end(self, End how, int error, double now):
         cdef Exchange exchange
         if self.over:
             return
+        if how == UPSTREAM_RST and self.up.closed:
+            # It had closed before: that it resets what still comes is how a kernel says so.
+            how = UPSTREAM_FIN
+            error = 0
         self._end_all(how, error, now)
         exchange = self._unread_call()
         if exchange is not None:
@@ -725,6 +731,13 @@ cdef class Thrift(Codec):
         """
         cdef Exchange exchange = lane.exchange
         cdef End how = DOWNSTREAM_FAULT if lane.downstream else UPSTREAM_FAULT
+        if lane.downstream and not self.proven and lane.reader.encoding == BINARY_OLD and not self.strict:
+            # Of the old protocol there was no more to recognise than a text with its length before it.
+            self.asked = None
+            lane.exchange = None
+            self.in_flight = self.kept = 0
+            self._give_up(reason, now)
+            return
         if not of_peer:
             how = LIMIT if self.strict else UNREADABLE
         self._count(lane)
@@ -749,7 +762,7 @@ cdef class Thrift(Codec):
         lane.head_read = True
         self._finish(exchange, how, now)
         if self.strict:
-            self._refuse(UNREADABLE, 0, now)
+            self._refuse(how, 0, now)
         else:
             self._give_up(reason, now)
 

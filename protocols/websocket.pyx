@@ -150,6 +150,7 @@ cdef class WebSocket(Codec):
         self.signals |= signals & (FINISHED | EXCEEDED | RESUMABLE)
         self.in_flight = self.inner.in_flight
         self.silent_after = self.inner.silent_after
+        self.heard = self.inner.heard
         if signals & REFUSED:
             self.over = True
             self.refusal = self.inner.refusal

@@ -56,6 +56,7 @@ cdef class Pair:
     cdef int counted_grpc           # of them
     cdef bint refused               # what still comes is not read
     cdef bint draining              # downstream was told so
+    cdef bint much                  # ended at once: others have their turn before more is read
     cdef bint over
 
     cdef accepted(self)
@@ -79,6 +80,7 @@ cdef class Pair:
     cdef _take_finished(self)
     cdef _tell_unsent(self, End how, int error)
     cdef _record(self, Exchange exchange)
+    cdef bint unread(self)
     cdef dict _tcp_facts(self)
     cdef _count_in_flight(self)
     cdef eof_of_side(self, Side side)

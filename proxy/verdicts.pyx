@@ -194,7 +194,7 @@ def _blame(Exchange exchange, str server):
         )
     if exchange.end == UPSTREAM_FIN:
         where = "in the middle of the response" if exchange.first_byte >= 0 else "before answering"
-        if exchange.by_upstream or not exchange.request_complete and exchange.protocol in (THRIFT, MQTT):
+        if exchange.protocol == MQTT or exchange.protocol == THRIFT and not exchange.request_complete:
             where = _before(exchange)
         return Verdict(
             Domain.APPLICATION, Cause.CLOSED_EARLY, Origin.UPSTREAM, phase, 0.9,
@@ -364,6 +364,8 @@ cdef str _before(Exchange exchange):
     whose = "the server's" if exchange.by_upstream else "the client's"
     if not exchange.request_complete:
         return f"in the middle of {whose} {method}"
+    if exchange.mqtt.qos == 2 and exchange.first_byte >= 0:
+        return f"in the middle of the handshake for {whose} {method}"
     if exchange.by_upstream:
         return f"before the client had answered the server's {method}"
     return f"before {whose} {method} was answered"

@@ -322,6 +322,18 @@ def test_what_the_server_asks_and_does_not_wait_for_is_not_answered_by_its_conna
     assert (refused.method, refused.code, refused.failed) == (b"CONNECT", "Not authorized", True)
 
 
+def test_what_was_sent_behind_a_connect_is_refused_with_it() -> None:
+    caller = Caller(Mqtt(fixed_ids()))
+    caller.downstream(connect(5) + publish(5, b"news", qos=1, packet_id=1) + packet(PINGREQ))
+    caller.upstream(packet(CONNACK, b"\x00\x87\x00"))
+    caller.upstream_eof()
+    assert {one.method for one in caller.exchanges} == {b"CONNECT", b"PUBLISH", b"PINGREQ"}
+    assert {(one.code, one.failed, one.end) for one in caller.exchanges} == {
+        ("Not authorized", True, End.COMPLETE)
+    }
+    assert caller.codec.in_flight == 0
+
+
 def test_a_packet_identifier_at_the_end_of_what_is_looked_at_is_read() -> None:
     whole = publish(5, b"t" * (60 * 1024 - 8), b"payload", qos=1, packet_id=7)
     assert whole[60 * 1024 - 2 : 60 * 1024] == u16(7)

@@ -344,10 +344,13 @@ def test_a_faulty_call_is_told_and_carried_on(name: str, size: int) -> None:
     for piece in in_pieces(data + b"rest", size):
         caller.downstream(piece)
     assert caller.fallback == reason
-    [exchange] = caller.exchanges
-    assert exchange.end == OWN.get(reason, End.DOWNSTREAM_FAULT)
-    assert exchange.fault is not None
-    assert exchange.fault.startswith(text)
+    # Recognised by no more than a text with its length before it: perhaps it never was Thrift.
+    assert len(caller.exchanges) == (name != "old type")
+    for exchange in caller.exchanges:
+        assert exchange.end == OWN.get(reason, End.DOWNSTREAM_FAULT)
+        assert exchange.fault is not None
+        assert exchange.fault.startswith(text)
+    assert caller.codec.in_flight == 1  # of the engine that carries on
     assert caller.to_upstream == data + b"rest"
     caller.upstream(b"anything")
     assert caller.to_downstream == b"anything"
@@ -430,6 +433,23 @@ def test_a_reply_that_began_before_a_call_is_not_its_reply() -> None:
     assert not caller.exchanges
     caller.upstream(GOT)
     assert [one.end for one in caller.exchanges] == [End.COMPLETE]
+
+
+def test_with_strict_calls_in_flight_end_with_what_was_refused() -> None:
+    caller = Caller(Thrift(fixed_ids(), strict=True))
+    caller.downstream(GET + b"\xff\xff\xff\xff")
+    refused, before = caller.exchanges
+    assert (refused.end, before.end) == (End.DOWNSTREAM_FAULT, End.DOWNSTREAM_FAULT)
+    assert (refused.method, before.method, before.fault) == (None, b"get", None)
+    assert caller.to_upstream == GET
+
+
+def test_a_reset_behind_the_servers_end_is_its_end() -> None:
+    caller = Caller(Thrift(fixed_ids()))
+    caller.upstream_eof()
+    caller.downstream(GET)
+    caller.end(End.UPSTREAM_RST, errno.ECONNRESET)
+    assert [(one.end, one.error) for one in caller.exchanges] == [(End.UPSTREAM_FIN, 0)]
 
 
 def test_what_is_inflated_of_one_read_has_a_bound() -> None:

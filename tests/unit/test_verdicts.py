@@ -716,7 +716,7 @@ def test_a_server_without_a_disconnect_of_its_own_is_excused(version: int, says:
             Cause.CANCELED,
             "client had answered the",
         ),
-        (End.UPSTREAM_FIN, False, True, Domain.APPLICATION, Cause.CLOSED_EARLY, "before answering"),
+        (End.UPSTREAM_FIN, False, True, Domain.APPLICATION, Cause.CLOSED_EARLY, "was answered"),
         (
             End.UPSTREAM_FIN,
             False,
