@@ -8,3 +8,4 @@ cdef class Assembly:
     cdef bytes take(self)
     cdef bytes passed(self, bytes whole, const unsigned char* p, Py_ssize_t copied, Py_ssize_t position)
     cdef int add_line(self, const char* name, bytes value) except -1
+    cdef char* reserve(self, Py_ssize_t n) except NULL

@@ -10,20 +10,11 @@ cdef enum:
 
 cdef class Assembly:
     cdef int add(self, const void* piece, Py_ssize_t n) except -1:
-        cdef Py_ssize_t room
-        cdef void* grown
         if n < 0:
             raise ValueError("a piece of less than nothing")
         if n == 0:
             return 0  # to copy nothing from nowhere is undefined all the same
-        if self.length + n > self.room:
-            room = max(2 * self.room, self.length + n, 16 * 1024)
-            grown = PyMem_Realloc(self.bytes, room)
-            if grown == NULL:
-                raise MemoryError
-            self.bytes = <char*>grown
-            self.room = room
-        memcpy(self.bytes + self.length, piece, n)
+        memcpy(self.reserve(n), piece, n)
         self.length += n
         return 0
 
@@ -50,6 +41,19 @@ cdef class Assembly:
         self.add(name, len(name))
         self.add(PyBytes_AS_STRING(value), len(value))
         return self.add(b"\r\n", 2)
+
+    cdef char* reserve(self, Py_ssize_t n) except NULL:
+        """Where the next ``n`` bytes go, for a writer of many small pieces; it says in ``length`` how far it came."""
+        cdef Py_ssize_t room
+        cdef void* grown
+        if self.length + n > self.room:
+            room = max(2 * self.room, self.length + n, 16 * 1024)
+            grown = PyMem_Realloc(self.bytes, room)
+            if grown == NULL:
+                raise MemoryError
+            self.bytes = <char*>grown
+            self.room = room
+        return self.bytes + self.length
 
     def __dealloc__(self):
         PyMem_Free(self.bytes)

@@ -36,7 +36,7 @@ from protocols.mqtt_packets import FAULTS
 # Limits of what is kept for one connection (transparency.md).
 cdef enum:
     MAX_IN_FLIGHT = 4096
-    MAX_AT_ONCE = 8192            # exchanges that one call ends: a read may hold 65,536 packets of four bytes
+    MAX_AT_ONCE = 16384           # exchanges that one call ends: a read may hold 65,536 packets of four bytes
     MAX_ALIASES = 1024
     MAX_ALIAS_OCTETS = 64 * 1024
     LONG_KEPT = 512

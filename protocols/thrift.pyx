@@ -38,7 +38,7 @@ from protocols.thrift_messages import FAULTS
 cdef enum:
     DEFAULT_FRAME_LIMIT = 16384000  # Thrift's own (TConfiguration::DEFAULT_MAX_FRAME_SIZE)
     MAX_IN_FLIGHT = 4096            # exchanges of one connection
-    MAX_AT_ONCE = 8192              # of them that one call ends: a read holds more of the shortest oneway calls
+    MAX_AT_ONCE = 16384             # of them that one call ends: a read holds more of the shortest oneway calls
     MAX_KEPT = 1024 * 1024          # bytes of their names and ids
     MAX_ID = 1024                   # of a request id
     # What is inflated of one payload, and how much of it at a time.

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import uvloop
 
+from protocols.exchange import Exchange, Protocol
 from proxy import channel
 from proxy.channel import (
     FRAME_MAX,
@@ -31,7 +32,9 @@ from proxy.channel import (
     Server,
     Start,
 )
+from proxy.metrics import Cells
 from proxy.settings import Settings
+from proxy.telemetry import Connection, Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -169,6 +172,37 @@ def test_lines_are_dropped_and_counted_while_nobody_reads_and_counters_wait_in_t
     assert full  # a worker leaves its counters where they are
     assert dropped > 0
     assert dropped % 100_000 == 0
+
+
+def test_every_exchange_of_a_flood_is_a_line_that_was_sent_or_one_that_is_counted_as_dropped() -> None:
+    exchange = Exchange(Protocol.TCP, 100.0)
+    exchange.ended = 100.5
+    connection = Connection("c-1", "10.0.0.1:40000", "10.0.0.2:80", True, 0.0)
+    flood = 4 * WAITING_MAX // 400  # a line is longer than that
+
+    async def life() -> tuple[int, float]:
+        heard: list[FromWorker] = []
+        one, other = socket.socketpair()
+        end = channel.to_supervisor(lambda message: None, lambda error: None)
+        await channel.connect(end, one)
+        cells = Cells()
+        telemetry = Telemetry(cells, lambda lines: lost.append(end.send_lines(lines)), lambda: end.full)
+        lost: list[int] = []
+        for _ in range(flood):
+            telemetry.record(exchange, connection, None)
+        telemetry.flush()
+        assert end.full
+        assert not any(lost), "what is full was handed more"
+        end.send(Drained())
+        await channel.connect(channel.to_worker(heard.append, lambda error: None), other)
+        await until(lambda: Drained() in heard)
+        sent = sum(message.data.count(b"\n") for message in heard if isinstance(message, Lines))
+        return sent, cells.counter("arca_dropped_records_total", "exchanges").value
+
+    sent, dropped = asyncio.run(life())
+    assert sent > 0
+    assert dropped > 0
+    assert sent + dropped == flood
 
 
 def test_the_end_of_the_other_side_is_told_once() -> None:

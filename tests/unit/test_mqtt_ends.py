@@ -509,14 +509,14 @@ def test_more_than_4096_in_flight_pass_unobserved_and_that_is_told_once_per_cros
 
 def test_of_one_read_so_many_exchanges_are_told_and_what_is_beyond_goes_on_unobserved() -> None:
     caller = established(4).caller
-    flood = publish(4) * 9000
+    flood = publish(4) * 17_000
     caller.to_upstream.clear()
     caller.downstream(flood)
     assert caller.to_upstream == flood
-    assert len(caller.exchanges) == 8192
+    assert len(caller.exchanges) == 16_384
     assert caller.exceeded == [("at_once", "downstream")]
     caller.downstream(publish(4))
-    assert len(caller.exchanges) == 8193
+    assert len(caller.exchanges) == 16_385
     assert len(caller.exceeded) == 1
 
 

@@ -207,6 +207,28 @@ def test_when_many_fall_silent_at_once_all_are_told_of_a_hundred_at_a_time() -> 
     run(talk, limits=Limits(max_connections=many + 1))
 
 
+def test_a_flood_arrives_whole_and_every_packet_of_it_is_told() -> None:
+    """Its reading gives way to others again and again."""
+    publish = b"\x30\x5e\x00\x01t" + b"x" * 91
+    many = 20_000
+
+    async def talk(house: House) -> None:
+        reader, writer = await house.client()
+        writer.write(CONNECT)
+        server = await house.server()
+        server[1].write(CONNACK)
+        assert await reader.readexactly(4) == CONNACK
+        await server[0].readexactly(len(CONNECT))
+        writer.write(publish * many)
+        assert await server[0].readexactly(len(publish) * many) == publish * many
+        server[1].write(publish * many)
+        assert await reader.readexactly(len(publish) * many) == publish * many
+        await house.until(lambda: len(house.told()) == 2 * many + 1)
+        assert {facts(line) for line in house.told()[1:]} == {("mqtt", "PUBLISH", None)}
+
+    run(talk)
+
+
 def test_a_drained_session_is_told_of_and_an_idle_connection_is_not() -> None:
     async def talk(house: House) -> None:
         _, mqtt = await house.client()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.exchange import End, Exchange, MqttPacket, Protocol, Rpc, ThriftCall
+from protocols.exchange import PROTOCOL_NAMES, End, Exchange, MqttPacket, Protocol, Rpc, ThriftCall
 from proxy.metrics import METHODS_MAX, Cells
 from proxy.telemetry import Connection, Telemetry
 
@@ -146,6 +146,15 @@ def test_a_thrift_exception_is_told_with_its_type_and_words(sequence: int) -> No
     assert (declared["exception_type"], declared["exception_field"]) == (None, 2)
 
 
+@pytest.mark.parametrize("number", [-2, -77, -(2**31)])
+def test_the_number_of_a_thrift_exception_may_be_negative(number: int) -> None:
+    exchange = a_thrift_call(code=str(number), failed=True, thrift_exception_type=number)
+    said = line_of(exchange)["thrift"]
+    assert isinstance(said, dict)
+    assert (said["exception_type"], said["exception_field"]) == (number, None)
+    assert [labels[1] for labels in counted_codes([exchange])] == ["_other"]
+
+
 MQTT_LINES: list[tuple[Exchange, dict[str, object]]] = [
     (
         a_packet(b"PUBLISH", by_upstream=True, mqtt_client_id=None),
@@ -190,6 +199,132 @@ def test_a_packet_of_mqtt_says_what_its_type_has(packet: Exchange, says: dict[st
     assert list(line) == [*KEYS[:at], "mqtt", *KEYS[at:]]
     common: dict[str, object] = {"version": 5, "client_id": "kitchen", "sender": "client"}
     assert list(line["mqtt"].items()) == list((common | says).items())  # type: ignore[attr-defined]
+
+
+NO_IDS: dict[str, object] = {"request_id": None, "trace_id": None, "span_id": None}
+# What stands in a line between "connection" and "tls", byte for byte.
+BARE = b'"request_id":null,"trace_id":null,"span_id":null,"parent_id":null,'
+TRACED = (
+    b'"request_id":"r","trace_id":"00000000000000000000000000000001","span_id":"0000000000000002",'
+    b'"parent_id":null,'
+)
+COUNTED = b'"request_bytes":42,"response_bytes":1234567,'
+TIMED = b'"connect_ms":null,"ttfb_ms":1.500,"duration_ms":250.000'
+WHOLE_LINES: list[tuple[Exchange, bytes]] = [
+    (
+        an_exchange(),
+        b'"protocol":"http/1.1","method":"GET","target":"/","authority":"example","status":200,"code":null,'
+        + TRACED + COUNTED + TIMED,
+    ),
+    (
+        an_exchange(protocol=Protocol.HTTP_2, stream=3, parent_id=b"p", connect=0.0005, authority=None),
+        b'"protocol":"http/2","method":"GET","target":"/","authority":null,"status":200,"code":null,'
+        + TRACED.replace(b"null", b'"p"') + COUNTED + TIMED.replace(b"null", b"0.500") + b',"stream":3',
+    ),
+    (
+        a_call(),
+        b'"protocol":"grpc","method":"a.Service/Do","target":"/a.Service/Do","authority":"example",'
+        b'"status":200,"code":"OK",' + TRACED + COUNTED + TIMED
+        + b',"stream":7,"grpc":{"message":"","timeout_ms":1500.000,"request_messages":1,'
+        b'"response_messages":2,"compressed":false,"first_message_ms":200.000,"web":false}',
+    ),
+    (
+        a_thrift_call(**NO_IDS),
+        b'"protocol":"thrift","method":"Calculator:add","target":null,"authority":null,"status":null,'
+        b'"code":null,' + BARE + COUNTED + TIMED
+        + b',"thrift":{"transport":"framed","encoding":"compact","oneway":false,"sequence":7,'
+        b'"exception_type":null,"exception_field":null,"message":null}',
+    ),
+    (
+        a_packet(b"PUBLISH", target=b"a/b", first_byte=-1.0, **NO_IDS),
+        b'"protocol":"mqtt","method":"PUBLISH","target":"a/b","authority":null,"status":null,"code":null,'
+        + BARE + COUNTED + b'"connect_ms":null,"ttfb_ms":null,"duration_ms":250.000'
+        b',"mqtt":{"version":5,"client_id":"kitchen","sender":"client","qos":0,"retain":false,'
+        b'"duplicate":false}',
+    ),
+    (
+        a_packet(
+            b"CONNECT", code="Success", mqtt_reason=0, mqtt_keep_alive=60, mqtt_session_present=0, **NO_IDS
+        ),
+        b'"protocol":"mqtt","method":"CONNECT","target":null,"authority":null,"status":null,'
+        b'"code":"Success",' + BARE + COUNTED + TIMED
+        + b',"mqtt":{"version":5,"client_id":"kitchen","sender":"client","reason":0,"keep_alive_seconds":60,'
+        b'"clean_start":false,"session_present":false,"will_topic":null}',
+    ),
+    (
+        an_exchange(protocol=Protocol.TCP, method=None, target=None, authority=None, status=0, **NO_IDS),
+        b'"protocol":"tcp","method":null,"target":null,"authority":null,"status":null,"code":null,'
+        + BARE + COUNTED + TIMED,
+    ),
+]  # fmt: skip
+ENDS = b'"direction":"inbound","client":"10.0.0.1:40000","server":"[fd00::2]:80","connection":"c-1",'
+HEALTHY = (
+    b'"verdict":{"domain":"ok","cause":null,"origin":null,"phase":null,"confidence":1.0,"explain":null,'
+    b'"check":null,"evidence":[]}}\n'
+)
+
+
+@pytest.mark.parametrize(("exchange", "says"), WHOLE_LINES)
+@pytest.mark.parametrize(
+    ("tcp", "facts"), [(None, b"null"), ({"downstream": {"rtt_ms": 1.5}}, b'{"downstream":{"rtt_ms":1.5}}')]
+)
+def test_a_line_is_the_same_to_the_byte_for_every_protocol(
+    exchange: Exchange, says: bytes, tcp: dict[str, object] | None, facts: bytes
+) -> None:
+    blocks: list[bytes] = []
+    telemetry = Telemetry(Cells(), blocks.append)
+    telemetry.record(exchange, CONNECTION, tcp)
+    telemetry.record_running(exchange, CONNECTION, tcp, 100.25)
+    telemetry.flush()
+    protocol, comma, rest = says.partition(b",")
+    said = protocol + comma + ENDS + rest
+    ended, running = b"".join(blocks).splitlines(keepends=True)
+    begin = len(b'{"time":"2026-11-22T16:08:17.195731Z"')
+    assert re.fullmatch(rb'\{"time":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"', ended[:begin])
+    assert ended[begin:] == b"," + said + b',"tls":null,"tcp":' + facts + b"," + HEALTHY
+    assert running[begin:] == (
+        b"," + said + b',"in_flight":true,"tls":null,"tcp":' + facts + b',"verdict":null}\n'
+    )
+    (newest,) = telemetry.newest(1)
+    assert newest[begin:] == ended[begin:]
+
+
+def test_the_longest_numbers_and_words_leave_a_whole_line() -> None:
+    """Room is made for all that has a fixed length at once: here all of it is as long as it can be."""
+    longest: dict[str, object] = {
+        "status": 2**31 - 1, "stream": 2**32 - 1, "request_bytes": 2**64 - 1, "response_bytes": 2**64 - 1,
+        "connect": 1e13, "first_byte": 1e13, "ended": 1e13, "target": b"\x00" * 70_000,
+    }  # fmt: skip
+    numbers = ("version", "packet_id", "qos", "reason", "keep_alive", "filters", "filters_refused")
+    packet = a_packet(
+        b"PUBLISH", **longest, **{f"mqtt_{name}": 2**31 - 1 for name in numbers}, mqtt_silence=1e13
+    )
+    call = a_call(
+        **longest, rpc_timeout=1e13, rpc_first_message=1e13, rpc_request_messages=2**64 - 1,
+        rpc_response_messages=2**64 - 1,
+    )  # fmt: skip
+    for exchange in (packet, call):
+        line = line_of(exchange)
+        assert (line["request_bytes"], line["target"]) == (2**64 - 1, "\x00" * 70_000)
+        assert line["duration_ms"] == pytest.approx(1e16)
+
+
+@pytest.mark.parametrize("special", [0x00, 0x1F, 0x22, 0x5C, 0x7F, 0x80, 0xFF])
+def test_a_byte_that_needs_an_escape_is_found_wherever_it_stands(special: int) -> None:
+    for length in range(1, 26):
+        for at in range(length):
+            target = bytearray(b" ~!#[]@A}/09azAZ !~|^_`{"[:length].ljust(length, b"x"))
+            target[at] = special
+            telemetry = Telemetry(Cells(), None)
+            telemetry.record(an_exchange(target=bytes(target)), CONNECTION, None)
+            (line,) = telemetry.newest(1)
+            assert json.loads(line)["target"] == bytes(target).decode("latin-1")
+            assert all(0x20 <= byte < 0x7F for byte in line.rstrip(b"\n"))
+
+
+@pytest.mark.parametrize("count", [10**n + less for n in range(20) for less in (-1, 0)])
+def test_byte_counts_are_exact_where_a_digit_more_begins(count: int) -> None:
+    assert line_of(an_exchange(request_bytes=count))["request_bytes"] == count
 
 
 def test_http_2_without_grpc_has_its_stream_and_no_more() -> None:
@@ -318,6 +453,99 @@ def test_lines_are_handed_over_in_blocks_of_whole_lines() -> None:
     assert sum(block.count(b"\n") for block in blocks) == 300
 
 
+class Reader:
+    """A log whose reader can stop reading: what it is handed then would be lost."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.asked = 0
+        self.lines: list[bytes] = []
+
+    def take(self, block: bytes) -> None:
+        assert not self.full
+        self.lines += block.splitlines()
+
+    def is_full(self) -> bool:
+        self.asked += 1
+        return self.full
+
+
+def dropped(cells: Cells) -> float:
+    return cells.counter("arca_dropped_records_total", "exchanges").value
+
+
+def test_what_a_full_log_would_lose_is_counted_and_still_remembered() -> None:
+    reader, cells = Reader(), Cells()
+    telemetry = Telemetry(cells, reader.take, reader.is_full)
+    reader.full = True
+    for number in range(1000):
+        telemetry.record(an_exchange(target=b"/%d" % number), CONNECTION, None)
+    telemetry.record_running(an_exchange(), CONNECTION, None, 101.0)
+    telemetry.flush()
+    assert (reader.lines, dropped(cells)) == ([], 1001)
+    assert reader.asked < 20, "the log was asked for every line"
+    assert json.loads(telemetry.newest(1)[0])["target"] == "/999"
+    assert cells.counter("arca_requests_total", "http/1.1", "inbound", "GET", "200", "ok", "").value == 1000
+
+
+def test_lines_go_on_when_the_log_has_room_again() -> None:
+    reader, cells = Reader(), Cells()
+    telemetry = Telemetry(cells, reader.take, reader.is_full)
+    reader.full = True
+    telemetry.record(an_exchange(), CONNECTION, None)
+    telemetry.flush()
+    reader.full = False
+    telemetry.record(an_exchange(target=b"/again"), CONNECTION, None)
+    telemetry.flush()
+    assert [json.loads(line)["target"] for line in reader.lines] == ["/again"]
+    assert dropped(cells) == 1
+
+
+def test_under_load_a_log_with_room_again_is_found_before_the_next_flush() -> None:
+    reader, cells = Reader(), Cells()
+    telemetry = Telemetry(cells, reader.take, reader.is_full)
+    reader.full = True
+    telemetry.record(an_exchange(), CONNECTION, None)
+    reader.full = False
+    for _ in range(1000):
+        telemetry.record(an_exchange(), CONNECTION, None)
+    lost = dropped(cells)
+    assert 1 <= lost <= 200
+    telemetry.flush()
+    assert len(reader.lines) + lost == 1001
+
+
+def test_lines_that_wait_while_the_log_fills_are_counted() -> None:
+    reader, cells = Reader(), Cells()
+    telemetry = Telemetry(cells, reader.take, reader.is_full)
+    for _ in range(5):
+        telemetry.record(an_exchange(), CONNECTION, None)
+    reader.full = True
+    telemetry.flush()
+    assert (reader.lines, dropped(cells)) == ([], 5)
+    reader.full = False
+    telemetry.flush()
+    assert (reader.lines, dropped(cells)) == ([], 5)
+
+
+@given(st.lists(st.sampled_from(["record", "fill", "drain", "flush"]), max_size=60), st.integers(1, 150))
+def test_every_line_is_handed_over_or_counted_as_dropped(steps: list[str], at_once: int) -> None:
+    reader, cells = Reader(), Cells()
+    telemetry = Telemetry(cells, reader.take, reader.is_full)
+    recorded = 0
+    for step in steps:
+        if step == "record":
+            for _ in range(at_once):
+                telemetry.record(an_exchange(), CONNECTION, None)
+            recorded += at_once
+        elif step == "flush":
+            telemetry.flush()
+        else:
+            reader.full = step == "fill"
+    telemetry.flush()
+    assert len(reader.lines) + dropped(cells) == recorded
+
+
 def test_the_newest_exchanges_are_remembered_up_to_a_bound_without_a_log() -> None:
     telemetry = Telemetry(Cells(), None)
     for number in range(1000):
@@ -339,6 +567,32 @@ def test_every_exchange_is_counted_by_what_became_of_it() -> None:
     early = ("http/1.1", "inbound", "GET", "", "application", "closed_early")
     assert counted("arca_requests_total", *early).value == 1
     assert counted("arca_request_bytes_total", "http/1.1", "inbound").value == 4 * 42
+
+
+def test_healthy_exchanges_of_several_kinds_in_turn_are_each_counted_as_theirs() -> None:
+    kinds = [
+        an_exchange(),
+        an_exchange(method=b"PUT"),
+        an_exchange(method=None),
+        an_exchange(status=204),
+        a_packet(b"PUBLISH"),
+        a_packet(b"PUBLISH", code="Success", mqtt_reason=0),
+        a_thrift_call(),
+        an_exchange(status=404),
+    ]
+    turns = [kinds[(n * n + n // 3) % len(kinds)] for n in range(200)]
+    cells = Cells()
+    telemetry = Telemetry(cells, None)
+    outbound = Connection("c-2", "10.0.0.1:40000", "10.0.0.2:80", False, 0.0)
+    expected: dict[tuple[str, str, str, str], int] = {}
+    for n, exchange in enumerate(turns):
+        connection, direction = (CONNECTION, "inbound") if n % 3 else (outbound, "outbound")
+        telemetry.record(exchange, connection, None)
+        method = "" if exchange.method is None else exchange.method.decode()
+        code = str(exchange.status) if exchange.status else exchange.code or ""
+        key = (PROTOCOL_NAMES[exchange.protocol], direction, method, code)
+        expected[key] = expected.get(key, 0) + 1
+    assert {labels[:4]: value for number, labels, value in cells.changes() if number == 0} == expected
 
 
 def test_grpc_calls_are_counted_by_full_method_and_the_name_of_their_status() -> None:
@@ -395,14 +649,14 @@ def test_exceptions_that_nobody_defined_do_not_grow_the_counters() -> None:
     found = counted_codes(
         [
             a_thrift_call(code=str(kind), failed=True, thrift_exception_type=kind)
-            for kind in [11, 12, 61, 62, 63, 64, 2**31 - 1]
+            for kind in [11, 12, 61, 62, 63, 64, 2**31 - 1, -2, -65, -(2**31)]
         ]
         + [
             a_thrift_call(code=f"exception_{field}", failed=True, thrift_exception_field=field)
             for field in [65, 66, 2**15 - 1, -1, -(2**15)]
         ]
     )
-    assert {labels[1]: value for labels, value in found.items()} == {"_other": 12}
+    assert {labels[1]: value for labels, value in found.items()} == {"_other": 15}
 
 
 def test_packets_are_counted_by_type_and_the_name_of_their_reason() -> None:

@@ -154,10 +154,10 @@ def test_calls_beyond_4096_in_flight_pass_unobserved_and_are_told_once_per_cross
 
 def test_of_one_read_so_many_oneway_calls_are_told_and_what_is_beyond_goes_on_unobserved() -> None:
     caller = Caller(Thrift(fixed_ids()))
-    flood = message("framed", "compact", "put", ONEWAY, 1, VOID) * 9000
+    flood = message("framed", "compact", "put", ONEWAY, 1, VOID) * 17_000
     caller.downstream(flood)
     assert caller.to_upstream == flood
-    assert len(caller.exchanges) == 8192
+    assert len(caller.exchanges) == 16_384
     assert caller.exceeded == [("at_once", "downstream")]
     caller.downstream(GET)
     assert caller.codec.in_flight == 1
