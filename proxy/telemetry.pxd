@@ -23,10 +23,18 @@ cdef class Outcome:
 cdef class Telemetry:
     cdef readonly object cells
     cdef object log
+    cdef object full
     cdef public double slow
     cdef dict outcomes
+    cdef Outcome healthy
+    cdef long long healthy_kind
+    cdef bytes healthy_method
     cdef object ring
+    cdef object remember
     cdef Assembly lines
+    cdef long waiting
+    cdef long to_drop
+    cdef Counter dropped
     cdef double wall_offset
     cdef long second
     cdef bytes second_text
@@ -34,8 +42,12 @@ cdef class Telemetry:
     cpdef record(self, Exchange exchange, Connection connection, object tcp)
     cpdef record_running(self, Exchange exchange, Connection connection, object tcp, double now)
     cdef Outcome _outcome(self, Exchange exchange, Connection connection, object verdict)
-    cdef _write(self, Assembly out, Exchange exchange, Connection connection, object verdict, object tcp,
-                double until)
-    cdef _write_time(self, Assembly out, double monotonic)
+    cdef Outcome _resolve(self, Exchange exchange, Connection connection, object verdict)
+    cdef bint _drops(self) except -1
+    cdef bint _is_full(self) except -1
+    cdef int _log(self, Exchange exchange, Connection connection, object verdict, object tcp, double until) except -1
+    cdef int _write(self, Assembly out, Exchange exchange, Connection connection, object verdict, object tcp,
+                    double until) except -1
+    cdef char* _time(self, char* p, double monotonic) except NULL
     cpdef list newest(self, int n)
     cpdef flush(self)

@@ -22,7 +22,9 @@ class Telemetry:
 
     cells: Cells
     slow: float
-    def __init__(self, cells: Cells, log: Callable[[bytes], None] | None) -> None: ...
+    def __init__(
+        self, cells: Cells, log: Callable[[bytes], None] | None, full: Callable[[], bool] | None = None
+    ) -> None: ...
     def record(self, exchange: Exchange, connection: Connection, tcp: dict[str, object] | None) -> None:
         """Take an exchange that ended; ``tcp`` is what TCP_INFO says of both sides, by side."""
 
