@@ -83,7 +83,7 @@ cdef class Thrift(Codec):
     cdef Lane up
     cdef dict asked                    # by sequence id: the call that awaits its reply, or a deque of several
     cdef Py_ssize_t kept
-    cdef Py_ssize_t inflated_at_once
+    cdef Py_ssize_t read_at_once       # of what was inflated
     cdef bytes last_method
     cdef tuple no_upstream
 
@@ -97,6 +97,7 @@ cdef class Thrift(Codec):
     cdef Py_ssize_t _head(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now) except -1
     cdef Py_ssize_t _beyond(self, Lane lane, Py_ssize_t n) except -1
     cdef Py_ssize_t _inflate(self, Lane lane, const unsigned char* p, Py_ssize_t n, double now) except -1
+    cdef bint _may_inflate(self, Lane lane) noexcept
     cdef Step _message_head(self, Lane lane, double now) except *
     cdef _begin_call(self, Lane lane, double now)
     cdef _await(self, Exchange exchange)

@@ -44,8 +44,9 @@ cdef enum:
     # What is inflated of one payload, and how much of it at a time.
     MAX_INFLATED = 64 * 1024
     INFLATED_PIECE = 4096
-    # Of all payloads in one read: to read on in what takes no bytes on the wire would stall all other connections.
-    MAX_INFLATED_AT_ONCE = 1024 * 1024
+    INFLATED_HEAD = 1200            # of a message until its head was read, whose name is the longest of it
+    # Of all inflated bytes in one read: to read on in what takes none on the wire would stall all other connections.
+    MAX_READ_AT_ONCE = 1024 * 1024
     MAX_LOOKED_AT = 64              # calls, for one with the name of a reply
 
 _TRANSPORTS = ("", "buffered", "framed", "header")
@@ -138,7 +139,7 @@ cdef class Thrift(Codec):
                 lane.left = data if lane.left is None else lane.left + data
             return b""
         out.length = 0
-        self.inflated_at_once = 0
+        self.read_at_once = 0
         while position < n and not self.over:
             if lane.stage == MESSAGE:
                 position += self._read(lane, p + position, n - position, now)
@@ -387,15 +388,9 @@ cdef class Thrift(Codec):
         cdef Step step = MORE
         lane.uncounted += used
         lane.frame_left -= used
-        while step == MORE and lane.inflated <= MAX_INFLATED:
-            if self.inflated_at_once > MAX_INFLATED_AT_ONCE:
-                self._fault(
-                    lane, "inflated", f"payloads that inflate to more than {MAX_INFLATED_AT_ONCE} bytes at once, which "
-                    "ARCA does not read", now, of_peer=False,
-                )
-                return used
+        while step == MORE and self._may_inflate(lane):
             try:
-                piece = lane.inflater.decompress(waiting, INFLATED_PIECE)
+                piece = lane.inflater.decompress(waiting, INFLATED_PIECE if lane.head_read else INFLATED_HEAD)
             except zlib.error as error:
                 self._fault(lane, "not_thrift", f"a payload that zlib cannot inflate: {error}", now)
                 return used
@@ -403,7 +398,6 @@ cdef class Thrift(Codec):
                 break
             waiting = lane.inflater.unconsumed_tail
             lane.inflated += len(piece)
-            self.inflated_at_once += len(piece)
             at = 0
             while step == MORE and at < len(piece):
                 step = read_message(
@@ -414,9 +408,10 @@ cdef class Thrift(Codec):
                     step = self._message_head(lane, now)
                     if self.over:
                         return used
+            self.read_at_once += at
         if step == FAULTY:
             self._message_fault(lane, now)
-        elif step == OVER or lane.inflated > MAX_INFLATED:
+        elif step == OVER or not self._may_inflate(lane):
             self._note_result(lane)
             lane.inflater = None
             if lane.frame_left:
@@ -426,6 +421,10 @@ cdef class Thrift(Codec):
         elif lane.frame_left == 0:
             self._fault(lane, "not_thrift", BEYOND_FRAME, now)
         return used
+
+    cdef bint _may_inflate(self, Lane lane) noexcept:
+        """Whether more of a payload is to be read; its head always is, and is never long."""
+        return not lane.head_read or lane.inflated <= MAX_INFLATED and self.read_at_once <= MAX_READ_AT_ONCE
 
     # -- calls and replies ---------------------------------------------------------------------------------
 
@@ -619,6 +618,11 @@ cdef class Thrift(Codec):
         return found
 
     cdef _finish(self, Exchange exchange, End how, double now):
+        # A call that is still being sent may have its reply already.
+        if self.down.exchange is exchange:
+            self.down.exchange = None
+        if self.up.exchange is exchange:
+            self.up.exchange = None
         exchange.end = how
         if how != COMPLETE or exchange.ended < 0:
             exchange.ended = now
@@ -734,7 +738,7 @@ cdef class Thrift(Codec):
         if lane.downstream and not self.proven and lane.reader.encoding == BINARY_OLD and not self.strict:
             # Of the old protocol there was no more to recognise than a text with its length before it.
             self.asked = None
-            lane.exchange = None
+            self.down.exchange = self.up.exchange = None
             self.in_flight = self.kept = 0
             self._give_up(reason, now)
             return

@@ -56,7 +56,6 @@ cdef class Pair:
     cdef int counted_grpc           # of them
     cdef bint refused               # what still comes is not read
     cdef bint draining              # downstream was told so
-    cdef bint much                  # ended at once: others have their turn before more is read
     cdef bint over
 
     cdef accepted(self)

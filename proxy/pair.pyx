@@ -98,9 +98,9 @@ cdef enum:
     WRITE_HIGH = 64 * 1024
     WRITE_LOW = 16 * 1024
     RESCUE_READS = 64
-    # Exchanges that ended in what was read at once, before all other connections have their turn: libuv reads on up to
-    # 32 times, and there may be thousands in each. An exchange takes about 2 us.
-    TURN_EXCHANGES = 256
+    # libuv reads on up to 32 times while its buffer (256 KiB) comes back full, and there may be thousands of exchanges
+    # in each: after as much as this, if it took as long as _TURN_SECONDS, all other connections have their turn first.
+    TURN_READ = 64 * 1024
     KEEPALIVE_IDLE = 120
     KEEPALIVE_INTERVAL = 30
     KEEPALIVE_COUNT = 5
@@ -113,6 +113,7 @@ _SILENCE_SECONDS = 1.0
 # A dial failed and downstream speaks a protocol, but asks for nothing: gRPC clients ask only when the server's
 # SETTINGS came. A reset soon makes them try another address, or report the failure, as they would without us.
 _UNASKED_SECONDS = 0.1
+cdef double _TURN_SECONDS = 0.002
 # A reset overtakes bytes still unsent: it waits for them, but not for a peer that does not read.
 _RESET_POLL_SECONDS = 0.01
 _RESET_POLLS = 100
@@ -473,8 +474,7 @@ cdef class Pair:
                 self._from_downstream(data, now)
             else:
                 self._from_upstream(data, now)
-            if self.much:
-                self.much = False
+            if len(data) >= TURN_READ and clock() - now > _TURN_SECONDS:
                 side.pause(TURN)
                 self.interceptor.loop.call_soon(side.take_turn)
         except Exception:
@@ -693,7 +693,6 @@ cdef class Pair:
     cdef _take_finished(self):
         cdef Exchange exchange
         cdef list finished = self.codec.finished
-        self.much = self.much or len(finished) >= TURN_EXCHANGES
         for exchange in finished:
             if self.dial is not None and exchange.end == COMPLETE:
                 if self.unsent is None:

@@ -452,17 +452,55 @@ def test_a_reset_behind_the_servers_end_is_its_end() -> None:
     assert [(one.end, one.error) for one in caller.exchanges] == [(End.UPSTREAM_FIN, 0)]
 
 
-def test_what_is_inflated_of_one_read_has_a_bound() -> None:
-    """An exception that is a long list of empty structs: much to read, and next to nothing on the wire."""
-    inside = compact(b"\x39" + b"\xfc\x80\x80\x04" + bytes(65536))
-    inside = b"\x82\x61" + inside[2:]
+def inflating(inside: bytes) -> bytes:
     body = b"\x02\x01\x01\x00" + zlib.compress(inside)
     head = b"\x0f\xff\x00\x00\x00\x00\x00\x01\x00\x01"
-    frame = (len(head) + len(body)).to_bytes(4) + head + body
+    return (len(head) + len(body)).to_bytes(4) + head + body
+
+
+def test_what_is_read_of_what_one_read_inflates_has_a_bound() -> None:
+    """An exception that is a long list of empty structs: much to read, and next to nothing on the wire."""
     caller = Caller(Thrift(fixed_ids()))
+    call = message("framed", "compact", "a", CALL, 1, VOID)
+    caller.downstream(call * 40)
+    frame = inflating(b"\x82\x61\x01\x01a" + b"\x39\xfc\x80\x80\x04" + bytes(65536))
     caller.upstream(frame * 40)
-    assert caller.fallback == "inflated"
     assert caller.to_downstream == frame * 40
+    assert [(one.method, one.code, one.end) for one in caller.exchanges] == [
+        (b"a", "UNKNOWN", End.COMPLETE)
+    ] * 40
+    assert caller.fallback is None
+
+
+def test_any_number_of_calls_that_inflate_is_read() -> None:
+    caller = Caller(Thrift(fixed_ids()))
+    caller.downstream(inflating(b"\x82\x21\x01\x01a\x18\x80\x40" + b"x" * 8192 + b"\x00") * 1000)
+    assert caller.codec.in_flight == 1000
+    assert caller.fallback is None
+
+
+@pytest.mark.parametrize("faulty", ["call", "reply"])
+def test_a_call_that_is_being_sent_while_it_is_answered_is_told_once(faulty: str) -> None:
+    caller = Caller(Thrift(fixed_ids()))
+    caller.downstream(message("buffered", "binary", "a")[:-1])
+    caller.upstream(message("buffered", "binary", "a", REPLY, 0, VALUE)[:-1])
+    bad = b"\x7f\x00\x01"  # a field of no type
+    if faulty == "call":
+        caller.downstream(bad)
+    else:
+        caller.upstream(bad)
+    end = End.DOWNSTREAM_FAULT if faulty == "call" else End.UPSTREAM_FAULT
+    assert [(one.method, one.end) for one in caller.exchanges] == [(b"a", end)]
+
+
+def test_a_call_that_is_never_sent_to_its_end_and_answered_is_told_once() -> None:
+    caller = Caller(Thrift(fixed_ids()))
+    caller.downstream(message("buffered", "binary", "a")[:-1])
+    caller.downstream_eof()
+    caller.upstream(message("buffered", "binary", "a", REPLY, 0, VALUE))
+    caller.upstream_eof()
+    caller.end(End.UPSTREAM_FIN)
+    assert [(one.method, one.end) for one in caller.exchanges] == [(b"a", End.COMPLETE)]
 
 
 def test_the_frame_limit_is_the_caller_s_to_set() -> None:
