@@ -32,7 +32,7 @@ from proxy.metrics import OTHER
 
 cdef enum:
     FLUSH_AT = 64 * 1024
-    MARGIN = 4 * 1024     # bytes; twice what the fixed parts of the longest line come to
+    MARGIN = 4 * 1024     # bytes; three times what the fixed parts of the longest line come to
     DROPPED_AT_ONCE = 100 # lines, about as many as FLUSH_AT holds: so often a log that was full is asked again
     RING = 512            # exchanges remembered for /exchanges, about 1 KB each
     MAX_OUTCOMES = 4096   # kinds of outcome whose cells are kept at hand
