@@ -27,7 +27,7 @@ import hpack
 
 from tests.ports import free_port
 from tests.system.arca import OPEN, Carrier, Peer, dialed
-from tests.system.processes import PATIENCE, until
+from tests.system.processes import PATIENCE, end, until
 
 if TYPE_CHECKING:
     import socket
@@ -431,13 +431,7 @@ class Program:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(5)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        self.process.wait()
+        end(self.process)
 
     def _listens(self) -> bool:
         assert self.process.poll() is None, f"{self.process.args!r} ended"

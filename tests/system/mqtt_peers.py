@@ -32,7 +32,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from tests.ports import free_port
 from tests.system.arca import Peer, dialed
-from tests.system.processes import PATIENCE, until
+from tests.system.processes import PATIENCE, end, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,13 +111,7 @@ class Mosquitto:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(5)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        self.process.wait()
+        end(self.process)
 
     def _listens(self) -> bool:
         assert self.process.poll() is None, "mosquitto ended"

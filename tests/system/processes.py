@@ -32,6 +32,17 @@ def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         time.sleep(0.01)
 
 
+def end(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
+    """Ask it to end, and make it if it does not."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
 class Echo:
     """An upstream that gives back what it gets; each connection has a thread."""
 
@@ -95,13 +106,7 @@ class Arca:
 
     def __exit__(self, *_: object) -> None:
         workers = self.workers()
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        end(self.process)
         for pid in workers:
             if Path(f"/proc/{pid}").exists() and "proxy.worker" in command_line(pid):
                 os.kill(pid, signal.SIGKILL)
