@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
 from urllib.parse import urlsplit
 
@@ -267,7 +268,8 @@ def _summary(sample: Sample) -> list[dict[str, object]]:
 
 def _json(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(
-        body=msgspec.json.encode(body) + b"\n",
+        # In ASCII: what came from the wire may be a terminal's commands.
+        body=json.dumps(msgspec.to_builtins(body), separators=(",", ":")).encode() + b"\n",
         status=status,
         headers=headers,
         content_type="application/json",

@@ -148,7 +148,7 @@ cdef class Telemetry:
         cdef Outcome outcome = Outcome()
         outcome.requests = cells.counter(
             "arca_requests_total", protocol, direction,
-            "" if exchange.method is None else exchange.method.decode("latin-1"),
+            _method(exchange.method),
             _code(exchange),
             str(verdict.domain), "" if verdict.cause is None else str(verdict.cause),
         )
@@ -241,6 +241,24 @@ cdef int _thrift_outcome(Exchange exchange) noexcept:
 
 cdef inline bint _field_is_told_apart(ThriftCall call) noexcept:
     return 0 < call.exception_field <= LAST_THRIFT_FIELD
+
+
+cdef str _method(bytes method):
+    """The label ``method``. A name that a terminal should not be shown, as Thrift allows, is ``_other``."""
+    if method is None:
+        return ""
+    text = _readable(method)
+    return text if text.isprintable() else OTHER
+
+
+cdef str _readable(bytes text):
+    """UTF-8, whose last character may have been cut off, or else Latin-1."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        if error.reason == "unexpected end of data":
+            return text.decode("utf-8", "replace")
+        return text.decode("latin-1")
 
 
 cdef str _code(Exchange exchange):
@@ -476,11 +494,7 @@ cdef char* _escaped(Assembly out, char* p, const unsigned char* text, Py_ssize_t
     cdef bytes written
     cdef Py_ssize_t i
     if not value.isascii():
-        try:
-            readable = value.decode()
-        except UnicodeDecodeError:
-            readable = value.decode("latin-1")
-        written = json.dumps(readable).replace("\x7f", "\\u007f").encode()
+        written = json.dumps(_readable(value)).replace("\x7f", "\\u007f").encode()
         return _constant(_room(out, p, len(written)), written)
     p = _text(_room(out, p, 6 * n + 2), b'"')
     for i in range(n):

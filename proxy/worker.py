@@ -78,7 +78,8 @@ class Worker:
             _log.warning(
                 "without CAP_NET_ADMIN connections cannot be marked; the user alone tells them apart"
             )
-        telemetry = Telemetry(self._cells, self._send_lines if settings.exchanges else None)
+        log = self._send_lines if settings.exchanges else None
+        telemetry = Telemetry(self._cells, log, lambda: self.channel.full)
         own = frozenset(server.address for server in start.servers)
         self._telemetry = telemetry
         self._interceptor = Interceptor(self._loop, settings, telemetry, own, start.max_connections)

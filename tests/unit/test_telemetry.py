@@ -404,9 +404,20 @@ def test_any_bytes_of_the_wire_make_one_line_of_json(target: bytes) -> None:
     written = line_of(an_exchange(target=target, authority=target, request_id=target))["target"]
     try:
         expected = target.decode()
-    except UnicodeDecodeError:
-        expected = target.decode("latin-1")
+    except UnicodeDecodeError as error:
+        cut_off = error.reason == "unexpected end of data"
+        expected = target.decode("utf-8", "replace") if cut_off else target.decode("latin-1")
     assert written == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "label"),
+    [(b"get", "get"), ("größe".encode(), "größe"), (b"\x1b[2J", "_other"), ("\x9b2J".encode(), "_other")],
+)
+def test_a_method_that_a_terminal_would_obey_is_no_label(method: bytes, label: str) -> None:
+    cells = Cells()
+    Telemetry(cells, None).record(a_thrift_call(method=method), CONNECTION, None)
+    assert cells.counter("arca_requests_total", "thrift", "inbound", label, "", "ok", "").change() == 1
 
 
 @pytest.mark.parametrize(
