@@ -418,7 +418,8 @@ cdef class Thrift(Codec):
                 lane.stage = REST
             else:
                 self._message_over(lane, now)
-        elif lane.frame_left == 0:
+        elif lane.frame_left == 0 or lane.inflater.eof:
+            # What is behind the end of a zlib stream is nobody's, and a decompressor keeps it.
             self._fault(lane, "not_thrift", BEYOND_FRAME, now)
         return used
 

@@ -267,9 +267,10 @@ def _summary(sample: Sample) -> list[dict[str, object]]:
 
 
 def _json(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    text = json.dumps(msgspec.to_builtins(body), separators=(",", ":"))
     return web.Response(
-        # In ASCII: what came from the wire may be a terminal's commands.
-        body=json.dumps(msgspec.to_builtins(body), separators=(",", ":")).encode() + b"\n",
+        # What came from the wire may be a terminal's commands, of which JSON lets DEL pass.
+        body=text.replace("\x7f", "\\u007f").encode() + b"\n",
         status=status,
         headers=headers,
         content_type="application/json",

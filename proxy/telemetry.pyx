@@ -280,7 +280,9 @@ cdef str _code(Exchange exchange):
 
 cdef bytes _ascii(bytes text):
     """JSON that a terminal can be shown: what is not ASCII in it came from the wire, as gRPC's messages do."""
-    return text if text.isascii() else json.dumps(json.loads(text), separators=(",", ":")).encode()
+    if not text.isascii():
+        text = json.dumps(json.loads(text), separators=(",", ":")).encode()
+    return text.replace(b"\x7f", b"\\u007f")
 
 
 cdef inline double _since(double started, double moment) noexcept:

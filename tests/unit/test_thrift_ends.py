@@ -472,6 +472,18 @@ def test_what_is_read_of_what_one_read_inflates_has_a_bound() -> None:
     assert caller.fallback is None
 
 
+def test_what_is_behind_the_end_of_what_inflates_is_not_kept() -> None:
+    call = b"\x82\x21\x01\x01"
+    body = b"\x02\x01\x01\x00" + zlib.compress(call) + b"x" * 100_000
+    head = b"\x0f\xff\x00\x00\x00\x00\x00\x01\x00\x01"
+    frame = (len(head) + len(body)).to_bytes(4) + head + body
+    caller = Caller(Thrift(fixed_ids()))
+    caller.downstream(frame[:5000])
+    assert caller.fallback == "not_thrift"
+    [exchange] = caller.exchanges
+    assert exchange.fault == "a message that goes on beyond its frame"
+
+
 def test_any_number_of_calls_that_inflate_is_read() -> None:
     caller = Caller(Thrift(fixed_ids()))
     caller.downstream(inflating(b"\x82\x21\x01\x01a\x18\x80\x40" + b"x" * 8192 + b"\x00") * 1000)
