@@ -63,6 +63,7 @@ cdef class Mqtt(Codec):
     cdef bint unchanging             # what is being read went on already
     cdef bint downstream_closed
     cdef bint crossed                # one of the limits, and that was told
+    cdef bint refused                # was the CONNECT
     cdef bint missed                 # a keep-alive, and that was told
     cdef State state
     cdef int version

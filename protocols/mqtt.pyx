@@ -363,11 +363,16 @@ cdef class Mqtt(Codec):
         if exchange.failed:
             self.state = DISCONNECTED
             # What was sent right behind CONNECT is refused with it.
+            self.refused = True
             for exchange in self._in_flight():
-                if exchange is not lane.exchange and not exchange.by_upstream and exchange.request_complete:
-                    self._say(exchange, reason, names, f, &properties.reason_string)
-                    exchange.failed = exchange.response_complete = True
-                    exchange.first_byte = max(lane.began, exchange.started)
+                if exchange is lane.exchange or exchange.by_upstream:
+                    continue
+                self._say(exchange, reason, names, f, &properties.reason_string)
+                exchange.failed = exchange.response_complete = True
+                exchange.first_byte = max(lane.began, exchange.started)
+                if exchange is self.down.exchange:
+                    self.down.role = SAYS  # it ends with its last byte
+                else:
                     self._finish(exchange, COMPLETE, now)
             self.down.asked = self.oldest_ping = self.newest_ping = None
             return SOUND
@@ -495,6 +500,8 @@ cdef class Mqtt(Codec):
             exchange = self._begin(lane, packet, ASKS)
             self._enter(lane, exchange, now)
         else:
+            if self.refused:
+                return SOUND
             if len(self.finished) >= MAX_AT_ONCE:
                 self._tell_crossed("at_once", lane)
                 return SOUND
@@ -675,6 +682,8 @@ cdef class Mqtt(Codec):
 
     cdef bint _room(self, Lane lane) except -1:
         """Whether one more that awaits an answer can be followed; what is beyond goes on unobserved."""
+        if self.refused:
+            return False  # nobody listens any more
         if self.in_flight < MAX_IN_FLIGHT:
             return True
         self._tell_crossed("in_flight", lane)

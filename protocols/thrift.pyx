@@ -22,8 +22,8 @@ from libc.string cimport memcmp
 from protocols.assembly cimport Assembly
 from protocols.codec cimport EXCEEDED, FINISHED, Opaque, REFUSED, Refusal, SUCCEEDED
 from protocols.exchange cimport (
-    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, End, Exchange, HEAD_TIMEOUT, LIMIT, TCP, THRIFT, ThriftCall,
-    UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_RST,
+    COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, End, Exchange, HEAD_TIMEOUT, LIMIT, TCP, THRIFT,
+    ThriftCall, UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_RST,
 )
 from protocols.thrift_header cimport (
     BROKEN, HEADER_PREFIX, HeaderBlock, MAX_HEADER, MIN_HEADER_FRAME, OTHER, ZLIB,

@@ -77,6 +77,7 @@ cdef class Pair:
     cdef _adopt(self, Codec codec)
     cdef _attend(self, double now)
     cdef _take_finished(self)
+    cdef _keep_unsent(self, Exchange exchange)
     cdef _tell_unsent(self, End how, int error)
     cdef _record(self, Exchange exchange)
     cdef bint unread(self)

@@ -98,6 +98,7 @@ cdef enum:
     WRITE_HIGH = 64 * 1024
     WRITE_LOW = 16 * 1024
     RESCUE_READS = 64
+    MAX_UNSENT = 1024  # exchanges kept until the dial is done; what is beyond is not told
     # libuv reads on up to 32 times while its buffer (256 KiB) comes back full, and there may be thousands of exchanges
     # in each: after as much as this, if it took as long as _TURN_SECONDS, all other connections have their turn first.
     TURN_READ = 64 * 1024
@@ -456,8 +457,8 @@ cdef class Pair:
         self.timer = None
         if self.refused:
             return
-        if self.awaits_head(clock()):
-            # What has begun may become a request, or after all none (HTTP/2's SETTINGS, in pieces).
+        if self.awaits_head(clock()) and not (self.codec is None and recognise(self.first) == _PASS):
+            # It may become a request that can be answered, or after all none (HTTP/2's SETTINGS, in pieces).
             self._mirror_failed_dial_in(_SILENCE_SECONDS)
         else:
             self._fail(DIAL_FAILED, self.no_upstream[0])
@@ -635,9 +636,12 @@ cdef class Pair:
         self.first = None
         self.interceptor.detected("tcp", how, self.connection.inbound)
         if self.codec is None:
-            self._adopt(Opaque(TCP, self.connection.opened))
+            opaque = Opaque(TCP, self.connection.opened)
             if held:
-                self._to_upstream(self.codec.from_downstream(held, now))
+                held = opaque.from_downstream(held, now)
+            self._adopt(opaque)
+            if held:
+                self._to_upstream(held)
 
     cdef _adopt(self, Codec codec):
         self.codec = codec
@@ -694,13 +698,24 @@ cdef class Pair:
         cdef Exchange exchange
         cdef list finished = self.codec.finished
         for exchange in finished:
-            if self.dial is not None and exchange.end == COMPLETE:
-                if self.unsent is None:
-                    self.unsent = []
-                self.unsent.append(exchange)
-            else:
-                self._record(exchange)
+            if exchange.end == COMPLETE and self.dial is not None:
+                self._keep_unsent(exchange)
+                continue
+            if exchange.end == COMPLETE and self.no_upstream is not None:
+                exchange.end = DIAL_FAILED
+                exchange.error = self.no_upstream[0]
+            self._record(exchange)
         finished.clear()
+
+    cdef _keep_unsent(self, Exchange exchange):
+        """It asks for no answer, and what became of it is known when the dial is done."""
+        if self.unsent is None:
+            self.unsent = []
+        if len(self.unsent) < MAX_UNSENT:
+            self.unsent.append(exchange)
+        else:
+            self.interceptor.exceeded(self.codec.protocol_name(), "unsent", "downstream")
+            self.downstream.pause(DIALING)
 
     cdef _tell_unsent(self, End how, int error):
         """What became of the exchanges that ended before anything of them could be sent."""

@@ -96,9 +96,15 @@ cdef class Telemetry:
         self._log(exchange, connection, None, tcp, now)
 
     cdef int _log(self, Exchange exchange, Connection connection, object verdict, object tcp, double until) except -1:
+        cdef Py_ssize_t written
         if self.log is None or self._drops():
             return 0
-        self._write(self.lines, exchange, connection, verdict, tcp, until)
+        written = self.lines.length
+        try:
+            self._write(self.lines, exchange, connection, verdict, tcp, until)
+        except BaseException:
+            self.lines.length = written  # no half a line
+            raise
         self.waiting += 1
         if self.lines.length >= FLUSH_AT:
             self.flush()

@@ -334,6 +334,19 @@ def test_what_was_sent_behind_a_connect_is_refused_with_it() -> None:
     assert caller.codec.in_flight == 0
 
 
+def test_a_packet_on_its_way_when_connect_is_refused_is_told_when_it_ends() -> None:
+    caller = Caller(Mqtt(fixed_ids()))
+    late = publish(4, b"news", b"payload", qos=1, packet_id=1)
+    caller.downstream(connect(4) + late[:-3])
+    caller.upstream(connack(4, 5))
+    assert [one.method for one in caller.exchanges] == [b"CONNECT"]
+    caller.downstream(late[-3:] + late)
+    assert [(one.method, one.failed, one.request_bytes) for one in caller.exchanges[1:]] == [
+        (b"PUBLISH", True, len(late))
+    ]
+    assert caller.codec.in_flight == 0
+
+
 def test_a_packet_identifier_at_the_end_of_what_is_looked_at_is_read() -> None:
     whole = publish(5, b"t" * (60 * 1024 - 8), b"payload", qos=1, packet_id=7)
     assert whole[60 * 1024 - 2 : 60 * 1024] == u16(7)

@@ -310,6 +310,66 @@ def test_a_oneway_call_is_complete_when_there_is_a_server_to_hear_it(reached: bo
     run(talk, limits=Limits(connect_timeout_seconds=PATIENCE / 2 if reached else 0.5))
 
 
+def test_of_what_waits_for_a_dial_so_much_is_kept() -> None:
+    async def talk(house: House) -> None:
+        house.listening.close()
+        await house.listening.wait_closed()
+        with (
+            socket.create_server(("127.0.0.1", house.upstream_port), backlog=0) as full,
+            socket.create_connection(("127.0.0.1", house.upstream_port)),
+        ):
+            _, writer = await house.client()
+            writer.write(ONEWAY * 2000)
+            await house.until(
+                lambda: house.count("arca_protocol_limits_total", "thrift", "unsent", "downstream")
+            )
+            full.accept()[0].close()
+            await house.until(house.told)
+            heard = full.accept()[0]
+            heard.settimeout(PATIENCE)
+            size = 0
+            while size < len(ONEWAY) * 2000:
+                size += len(await asyncio.to_thread(heard.recv, 65536))
+            heard.close()
+        beyond = house.count("arca_protocol_limits_total", "thrift", "unsent", "downstream")
+        assert beyond > 0
+        await house.until(lambda: len(house.told()) + beyond >= 2000)
+
+    run(talk, limits=Limits(connect_timeout_seconds=PATIENCE / 2))
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before the dial failed", "after it"])
+def test_what_was_published_to_a_server_that_is_not_there_was_not(early: bool) -> None:
+    async def talk(house: House) -> None:
+        house.listening.close()
+        await house.listening.wait_closed()
+        reader, writer = await house.client()
+        if not early:
+            await asyncio.sleep(0.05)
+        writer.write(CONNECT + b"\x30\x05\x00\x01tok")
+        with pytest.raises(ConnectionResetError):
+            await reader.read(1)
+        told = {facts(line) for line in house.told()}
+        assert told == {("mqtt", method, "connect_refused") for method in ("CONNECT", "PUBLISH")}
+
+    run(talk)
+
+
+def test_a_few_bytes_that_may_be_anything_wait_for_no_server_that_is_not_there() -> None:
+    async def talk(house: House) -> None:
+        house.listening.close()
+        await house.listening.wait_closed()
+        reader, writer = await house.client()
+        writer.write(b"\x00\x00\x00")
+        with pytest.raises(ConnectionResetError):
+            await reader.read(1)
+        (line,) = house.told()
+        assert facts(line) == ("tcp", None, "connect_refused")
+        assert line["request_bytes"] == 3
+
+    run(talk)
+
+
 def test_a_failed_exchange_has_the_facts_of_its_connections() -> None:
     refused = b"\x20\x02\x00\x05"
 
