@@ -10,6 +10,9 @@ cdef enum Signal:
     EXCEEDED = 32    # `exceeded` has limits that a peer went over
 
 
+cdef double NEVER
+
+
 cdef class Refusal:
     cdef readonly bytes answer
     cdef readonly bytes to_upstream

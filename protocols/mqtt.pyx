@@ -17,7 +17,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.string cimport memcpy
 
 from protocols.assembly cimport Assembly
-from protocols.codec cimport EXCEEDED, FINISHED, Opaque, REFUSED, Refusal, SUCCEEDED
+from protocols.codec cimport EXCEEDED, FINISHED, NEVER, Opaque, REFUSED, Refusal, SUCCEEDED
 from protocols.exchange cimport (
     COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, End, Exchange, HEAD_TIMEOUT, KEEPALIVE_MISSED, MQTT,
     MqttPacket, TCP, UNREADABLE, UPSTREAM_FAULT, UPSTREAM_FIN, UPSTREAM_RST,
@@ -48,7 +48,6 @@ cdef enum:
     CONTINUE_AUTHENTICATION = 0x18
     KEEP_ALIVE_TIMEOUT = 0x8D
 
-cdef double NEVER = float("inf")
 # Section 3.1.2.10: the server ends a connection on which one and a half times the keep-alive passed in silence;
 # the client must not let the time itself pass.
 cdef double GRACE = 1.5

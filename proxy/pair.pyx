@@ -14,7 +14,9 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport EAGAIN, errno as c_errno
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from protocols.codec cimport Codec, EXCEEDED, FINISHED, Opaque, REFUSED, REPLY, RESUMABLE, Refusal, SUCCEEDED
+from protocols.codec cimport (
+    Codec, EXCEEDED, FINISHED, NEVER, Opaque, REFUSED, REPLY, RESUMABLE, Refusal, SUCCEEDED,
+)
 from protocols.exchange cimport (
     COMPLETE, DIAL_FAILED, DOWNSTREAM_FAULT, DOWNSTREAM_FIN, DOWNSTREAM_RST, DRAINED, End, Exchange, INTERNAL,
     Protocol, TCP, TLS, UPSTREAM_FIN, UPSTREAM_RST, WEBSOCKET,
@@ -118,9 +120,6 @@ cdef double _TURN_SECONDS = 0.002
 # A reset overtakes bytes still unsent: it waits for them, but not for a peer that does not read.
 _RESET_POLL_SECONDS = 0.01
 _RESET_POLLS = 100
-
-
-cdef double NEVER = float("inf")
 
 
 cdef inline double clock() noexcept nogil:
