@@ -540,7 +540,9 @@ def test_a_message_that_is_refused(arca: Front) -> None:
         rows = [row for row in so_far(arca, client) if row["method"] != "PUBREL"]
         assert [row["target"] for row in rows] == [None, "open/a", "closed/a", None]
         assert rows[2]["code"] == "Not authorized"
-        assert [verdict(row) for row in rows] == [OK_VERDICT, OK_VERDICT, REFUSED, CLOSED_EARLY]
+        assert [verdict(row) for row in rows[:3]] == [OK_VERDICT, OK_VERDICT, REFUSED]
+        # What paho still released was never read: then the broker's kernel resets where it would have closed.
+        assert verdict(rows[3]) in (CLOSED_EARLY, ("infrastructure", "reset"))
 
 
 def test_the_reason_of_a_clients_disconnect_is_told(arca: Front) -> None:
