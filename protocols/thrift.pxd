@@ -85,7 +85,7 @@ cdef class Thrift(Codec):
     cdef Py_ssize_t kept
     cdef Py_ssize_t read_at_once       # of what was inflated
     cdef bytes last_method
-    cdef tuple no_upstream
+    cdef int no_upstream               # errno of the dial that failed, 0 if none did
 
     cdef bytes _relay(self, Lane lane, bytes data, double now)
     cdef _begin(self, Lane lane, double now)

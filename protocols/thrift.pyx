@@ -477,9 +477,9 @@ cdef class Thrift(Codec):
         self.kept += _kept(exchange)
         if not call.oneway:
             self._await(exchange)
-        if self.no_upstream is not None:
+        if self.no_upstream:
             self._count(lane)
-            self._refuse(DIAL_FAILED, self.no_upstream[0], now)
+            self._refuse(DIAL_FAILED, self.no_upstream, now)
 
     cdef _await(self, Exchange exchange):
         """A reply is to come."""
@@ -522,23 +522,20 @@ cdef class Thrift(Codec):
 
     cdef Exchange _answered(self, Lane lane, object sequence, object waiting):
         """Who waits under a sequence id has its reply, unless that began before the call."""
+        cdef bint several = type(waiting) is deque
         cdef Exchange exchange
         cdef Py_ssize_t i, at = 0
-        if type(waiting) is not deque:
-            exchange = waiting
-            if lane.began < exchange.started:
-                return None
-            del self.asked[sequence]
-            return exchange
-        for i in range(min(len(waiting), <Py_ssize_t>MAX_LOOKED_AT)):
-            if _is_named(waiting[i], &lane.reader):
-                at = i
-                break
-        exchange = waiting[at]
+        if several:
+            for i in range(min(len(waiting), <Py_ssize_t>MAX_LOOKED_AT)):
+                if _is_named(waiting[i], &lane.reader):
+                    at = i
+                    break
+        exchange = waiting[at] if several else waiting
         if lane.began < exchange.started:
             return None
-        del waiting[at]
-        if not waiting:
+        if several and len(waiting) > 1:
+            del waiting[at]
+        else:
             del self.asked[sequence]
         return exchange
 
@@ -710,7 +707,7 @@ cdef class Thrift(Codec):
     cpdef bint awaits_head(self, double since):
         return (
             self.down.stage != BETWEEN and not self.down.head_read and self.down.began < since
-            and not self.down.closed and not self.over and self.no_upstream is None
+            and not self.down.closed and not self.over and not self.no_upstream
         )
 
     cpdef refuse_late_head(self, double now):
@@ -723,7 +720,7 @@ cdef class Thrift(Codec):
             return
         if self.in_flight == 0:
             # Nobody asked yet; whoever does is reset.
-            self.no_upstream = (error, status, cause, text)
+            self.no_upstream = error
             return
         self._refuse(DIAL_FAILED, error, now)
 

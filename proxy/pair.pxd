@@ -80,6 +80,7 @@ cdef class Pair:
     cdef _keep_unsent(self, Exchange exchange)
     cdef _tell_unsent(self, End how, int error)
     cdef _record(self, Exchange exchange)
+    cdef _excuse_silence(self, double now)
     cdef bint unread(self)
     cdef dict _tcp_facts(self)
     cdef _count_in_flight(self)

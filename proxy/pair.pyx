@@ -511,8 +511,8 @@ cdef class Pair:
             self._recognise_server(data, now)
             if self.refused:
                 return
-        if self.codec.silent_after < NEVER and now - self.codec.heard > 1.0 and self.unread():
-            self.codec.read_since = now
+        if now - self.codec.heard > 1.0:
+            self._excuse_silence(now)
         out = self.codec.from_upstream(data, now)
         if out:
             self.downstream.send(out)
@@ -742,6 +742,11 @@ cdef class Pair:
             tcp = self._tcp_facts()
         self.telemetry.record(exchange, self.connection, tcp)
 
+    cdef inline _excuse_silence(self, double now):
+        """Before a codec that watches for silence may blame downstream for it: what waits to be read is none."""
+        if self.codec.silent_after < NEVER and self.unread():
+            self.codec.read_since = now
+
     cdef bint unread(self):
         """Whether downstream said something that nobody heard yet."""
         cdef int waiting = 0
@@ -789,8 +794,7 @@ cdef class Pair:
                 return
             self._pass_fin_on()
         else:
-            if self.codec.silent_after < NEVER and self.unread():
-                self.codec.read_since = now
+            self._excuse_silence(now)
             rest = self.codec.upstream_eof(now)
             if rest:
                 self.downstream.send(rest)
@@ -904,8 +908,7 @@ cdef class Pair:
         if self.first is not None:
             self._go_on_opaque("closed", now)
         self._tell_unsent(how, error)
-        if self.codec.silent_after < NEVER and self.unread():
-            self.codec.read_since = now
+        self._excuse_silence(now)
         self.codec.end(how, error, now)
         self.codec.signals = 0
         self._take_finished()

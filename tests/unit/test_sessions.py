@@ -22,7 +22,7 @@ from proxy.telemetry import Telemetry
 from tests.ports import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 PATIENCE = 20.0  # seconds; nothing here takes more than three
 CONNECT = b"\x10\x10\x00\x04MQTT\x04\x02\x00\x3c\x00\x04door"
@@ -107,6 +107,18 @@ def run(talk: Callable[[House], Awaitable[None]], **given: object) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(asyncio.wait_for(held(), 2 * PATIENCE))
+
+
+@contextlib.asynccontextmanager
+async def nobody_accepts(house: House) -> AsyncIterator[socket.socket]:
+    """The server's queue is full: what connects now gets no answer, until somebody accepts."""
+    house.listening.close()
+    await house.listening.wait_closed()
+    with (
+        socket.create_server(("127.0.0.1", house.upstream_port), backlog=0) as full,
+        socket.create_connection(("127.0.0.1", house.upstream_port)),
+    ):
+        yield full
 
 
 def facts(line: dict[str, object]) -> tuple[object, object, object]:
@@ -289,13 +301,7 @@ def test_a_request_in_pieces_that_nobody_can_answer_is_told_by_its_name(
 @pytest.mark.parametrize("reached", [True, False])
 def test_a_oneway_call_is_complete_when_there_is_a_server_to_hear_it(reached: bool) -> None:
     async def talk(house: House) -> None:
-        house.listening.close()
-        await house.listening.wait_closed()
-        with (
-            socket.create_server(("127.0.0.1", house.upstream_port), backlog=0) as full,
-            socket.create_connection(("127.0.0.1", house.upstream_port)),
-        ):
-            # The queue is full: what connects now gets no answer, until somebody accepts.
+        async with nobody_accepts(house) as full:
             _, writer = await house.client()
             writer.write(ONEWAY)
             await asyncio.sleep(0.1)
@@ -312,12 +318,7 @@ def test_a_oneway_call_is_complete_when_there_is_a_server_to_hear_it(reached: bo
 
 def test_of_what_waits_for_a_dial_so_much_is_kept() -> None:
     async def talk(house: House) -> None:
-        house.listening.close()
-        await house.listening.wait_closed()
-        with (
-            socket.create_server(("127.0.0.1", house.upstream_port), backlog=0) as full,
-            socket.create_connection(("127.0.0.1", house.upstream_port)),
-        ):
+        async with nobody_accepts(house) as full:
             _, writer = await house.client()
             writer.write(ONEWAY * 2000)
             await house.until(
